@@ -1,0 +1,1 @@
+//! The topology file: read, checked, promised, drawn.
