@@ -12,12 +12,17 @@
 //! - [`spec`]: how a kind declares its keys, and the checked values it gets.
 //! - [`source`], [`stream`], [`sink`]: the plug-ins, a file a kind.
 //! - [`topology`]: the file a user writes: read, checked, promised, drawn.
+//! - [`telemetry`]: what can be seen from outside.
+//! - [`actor`]: what runs the plug-ins, and starts anew what ends.
 
 #![forbid(unsafe_code)]
 
+pub mod actor;
 pub mod event;
+mod fault;
 pub mod sink;
 pub mod source;
 pub mod spec;
 pub mod stream;
+pub mod telemetry;
 pub mod topology;

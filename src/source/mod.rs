@@ -45,6 +45,9 @@ pub struct Batch {
     pub moves: Vec<Move>,
     /// The events, in order.
     pub events: Vec<Event>,
+    /// What can be no event, such as a line that is too long, described by one, with the reason:
+    /// it becomes a dead letter of every group before the checkpoint moves past it.
+    pub dead: Vec<(Event, String)>,
 }
 
 /// What a source has to give at the moment.

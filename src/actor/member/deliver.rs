@@ -1,0 +1,146 @@
+//! Batches on their way to the target.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::hand::{Held, Suspect};
+use super::{Member, Target};
+use crate::actor::message::{Alone, Append, Deliver, Down};
+use crate::event::{Delivery, Refusal};
+use crate::fault;
+use crate::stream::{self, Appended};
+use crate::telemetry::board::State;
+
+/// How often an event may have been handed out before it is a suspect: once, and once again after
+/// a crash that was most likely not its doing.
+const INNOCENT_DELIVERIES: u32 = 2;
+/// How many deaths within its delivery make a batch's events suspects.
+const INNOCENT_DEATHS: u32 = 1;
+
+/// What came of a delivery.
+pub enum Outcome {
+    /// Stored, but for these.
+    Stored(Vec<Refusal>),
+    /// The target could not work, and not because of the events.
+    Away,
+    /// The target died with the events in hand.
+    Died,
+}
+
+impl Member {
+    /// Delivers batch after batch.
+    pub async fn deliver(&self) -> Result<()> {
+        while !self.stopping() {
+            match self.hand.front() {
+                Some(held) => self.deliver_held(held).await?,
+                None => tokio::select! {
+                    () = self.hand.arrived() => {}
+                    () = self.component.stop.cancelled() => {}
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Delivers one batch as far as it goes: what is stored or suspected leaves it.
+    async fn deliver_held(&self, held: Held) -> Result<()> {
+        let suspected = |delivery: &Delivery| {
+            held.deaths > INNOCENT_DEATHS
+                || delivery.deliveries > INNOCENT_DELIVERIES
+                || delivery.attempts > 0
+        };
+        if held.deliveries.iter().any(suspected) {
+            let (suspects, rest): (Vec<_>, Vec<_>) =
+                held.deliveries.iter().cloned().partition(suspected);
+            for delivery in suspects {
+                self.hand.suspect(Suspect { delivery, refused: None, due: Instant::now() });
+            }
+            self.hand.replace_front(rest);
+            return Ok(());
+        }
+        if held.deliveries.is_empty() {
+            self.hand.replace_front(Vec::new());
+            return Ok(());
+        }
+        if !self.target_up().await {
+            return Ok(());
+        }
+        self.hand.set_delivering(true);
+        let outcome = self.send(held.deliveries.clone(), Alone::No).await;
+        self.hand.set_delivering(false);
+        match outcome {
+            Outcome::Stored(refusals) => self.settle(&held, refusals).await?,
+            Outcome::Died => self.hand.front_died(),
+            Outcome::Away => {}
+        }
+        Ok(())
+    }
+
+    /// Acknowledges what is stored and puts what was refused under suspicion.
+    async fn settle(&self, held: &Held, refusals: Vec<Refusal>) -> Result<()> {
+        if refusals.is_empty() {
+            self.stored(&held.deliveries).await?;
+            self.hand.replace_front(Vec::new());
+            return Ok(());
+        }
+        self.counts.refused.inc_by(refusals.len() as u64);
+        let mut refused = vec![None; held.deliveries.len()];
+        for refusal in refusals {
+            if let Some(place) = refused.get_mut(refusal.index) {
+                *place = Some(refusal.reason);
+            }
+        }
+        let mut stored = Vec::with_capacity(held.deliveries.len());
+        let mut suspects = Vec::new();
+        for (delivery, refused) in held.deliveries.iter().zip(refused) {
+            match refused {
+                None => stored.push(delivery.clone()),
+                Some(reason) => suspects.push((delivery.clone(), reason)),
+            }
+        }
+        self.stored(&stored).await?;
+        for (delivery, reason) in suspects {
+            self.hand.suspect(Suspect { delivery, refused: Some(reason), due: Instant::now() });
+        }
+        self.hand.replace_front(Vec::new());
+        Ok(())
+    }
+
+    /// Waits until the target works. `false`: this member is to stop first.
+    pub async fn target_up(&self) -> bool {
+        let mut state = self.target.component().watch();
+        tokio::select! {
+            up = state.wait_for(|state| *state == State::Up) => up.is_ok(),
+            () = self.component.stop.cancelled() => false,
+        }
+    }
+
+    /// Hands events to the target and waits for the answer; also while a stop is wanted, since a
+    /// write that is under way ends soon, and only until the target goes down.
+    pub async fn send(&self, batch: Arc<Vec<Delivery>>, alone: Alone) -> Outcome {
+        fault::point("member.deliver", batch.iter().map(|delivery| &delivery.event));
+        self.counts.delivered.inc_by(batch.len() as u64);
+        let answer = match &self.target {
+            Target::Sink(sink, _) => {
+                sink.send(Deliver { batch, alone }).await.unwrap_or(Err(Down::Died))
+            }
+            Target::Stream(stream, _) => {
+                let events = batch.iter().map(|delivery| delivery.event.clone()).collect();
+                let append = stream::Append { origin: "".into(), moves: Vec::new(), events };
+                let answer = stream.send(Append { append, wait: true }).await;
+                match answer.unwrap_or(Err(Down::Died)) {
+                    Ok(Appended::Durable) => Ok(Vec::new()),
+                    Ok(Appended::Full(_) | Appended::Rewound) => Err(Down::Failed("full".into())),
+                    Err(down) => Err(down),
+                }
+            }
+        };
+        match answer {
+            Ok(refusals) => Outcome::Stored(refusals),
+            Err(Down::Failed(_)) => Outcome::Away,
+            Err(Down::Died) => Outcome::Died,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What a member holds: fetched, leased, and not settled yet.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::event::{Delivery, Ticket};
+
+/// One fetched batch.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Its events.
+    pub deliveries: Arc<Vec<Delivery>>,
+    /// How often this member or its target died while the batch was being delivered.
+    pub deaths: u32,
+}
+
+/// An event that is to be delivered alone.
+#[derive(Clone, Debug)]
+pub struct Suspect {
+    /// The event, with the attempts that were charged.
+    pub delivery: Delivery,
+    /// What the sink said when it refused it; `None` when a death put it under suspicion.
+    pub refused: Option<String>,
+    /// When its next delivery is due.
+    pub due: Instant,
+}
+
+/// A member's hand. One thread's.
+#[derive(Debug, Default)]
+pub struct Hand {
+    batches: RefCell<VecDeque<Held>>,
+    suspects: RefCell<VecDeque<Suspect>>,
+    delivering: Cell<bool>,
+    arrived: Notify,
+    room: Notify,
+    suspected: Notify,
+}
+
+impl Hand {
+    /// A new life begins. If the last one ended within a delivery, that batch saw a death.
+    pub fn resume(&self) {
+        if self.delivering.replace(false) {
+            self.front_died();
+        }
+        self.arrived.notify_one();
+        self.room.notify_one();
+        self.suspected.notify_one();
+    }
+
+    /// Whether another batch may be fetched.
+    pub fn has_room(&self, batches_max: usize, suspects_max: usize) -> bool {
+        self.batches.borrow().len() < batches_max && self.suspects.borrow().len() < suspects_max
+    }
+
+    /// Adds a fetched batch.
+    pub fn push(&self, deliveries: Vec<Delivery>) {
+        let held = Held { deliveries: Arc::new(deliveries), deaths: 0 };
+        self.batches.borrow_mut().push_back(held);
+        self.arrived.notify_one();
+    }
+
+    /// The batch that is next to be delivered.
+    pub fn front(&self) -> Option<Held> {
+        self.batches.borrow().front().cloned()
+    }
+
+    /// Replaces the front batch by what is left of it; drops it when nothing is.
+    pub fn replace_front(&self, rest: Vec<Delivery>) {
+        let mut batches = self.batches.borrow_mut();
+        batches.pop_front();
+        if !rest.is_empty() {
+            batches.push_front(Held { deliveries: Arc::new(rest), deaths: 0 });
+        }
+        self.room.notify_one();
+    }
+
+    /// The target died with the front batch in hand.
+    pub fn front_died(&self) {
+        if let Some(front) = self.batches.borrow_mut().front_mut() {
+            front.deaths += 1;
+        }
+    }
+
+    /// Marks that the front batch is with the target, so that a death meanwhile is known.
+    pub fn set_delivering(&self, delivering: bool) {
+        self.delivering.set(delivering);
+    }
+
+    /// Puts an event under suspicion.
+    pub fn suspect(&self, suspect: Suspect) {
+        self.suspects.borrow_mut().push_back(suspect);
+        self.suspected.notify_one();
+    }
+
+    /// The suspect that is due first, still in the hand.
+    pub fn next_suspect(&self) -> Option<Suspect> {
+        self.suspects.borrow().iter().min_by_key(|suspect| suspect.due).cloned()
+    }
+
+    /// Changes what is known of a suspect.
+    pub fn update_suspect(&self, changed: Suspect) {
+        let ticket = changed.delivery.ticket;
+        if let Some(suspect) =
+            self.suspects.borrow_mut().iter_mut().find(|suspect| suspect.delivery.ticket == ticket)
+        {
+            *suspect = changed;
+        }
+    }
+
+    /// A suspect is settled.
+    pub fn clear_suspect(&self, ticket: Ticket) {
+        self.suspects.borrow_mut().retain(|suspect| suspect.delivery.ticket != ticket);
+        self.room.notify_one();
+    }
+
+    /// Everything held.
+    pub fn tickets(&self) -> Vec<Ticket> {
+        let batches = self.batches.borrow();
+        let suspects = self.suspects.borrow();
+        let held = batches.iter().flat_map(|held| held.deliveries.iter());
+        held.chain(suspects.iter().map(|suspect| &suspect.delivery))
+            .map(|delivery| delivery.ticket)
+            .collect()
+    }
+
+    /// These are another member's now.
+    pub fn lose(&self, lost: &[Ticket]) {
+        let lost: HashSet<Ticket> = lost.iter().copied().collect();
+        for held in self.batches.borrow_mut().iter_mut() {
+            let kept = held.deliveries.iter().filter(|held| !lost.contains(&held.ticket));
+            held.deliveries = Arc::new(kept.cloned().collect());
+        }
+        self.suspects.borrow_mut().retain(|suspect| !lost.contains(&suspect.delivery.ticket));
+        self.room.notify_one();
+    }
+
+    /// Lets go of everything.
+    pub fn clear(&self) {
+        self.batches.borrow_mut().clear();
+        self.suspects.borrow_mut().clear();
+    }
+
+    /// Returns when a batch came since this was last asked.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Returns when something left the hand since this was last asked.
+    pub async fn room(&self) {
+        self.room.notified().await;
+    }
+
+    /// Returns when a suspect was added since this was last asked.
+    pub async fn suspected(&self) {
+        self.suspected.notified().await;
+    }
+}

@@ -1,0 +1,109 @@
+//! Suspects: delivered alone, each attempt charged before, until they are stored or given up.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::Member;
+use super::deliver::Outcome;
+use super::hand::Suspect;
+use crate::actor::message::Alone;
+use crate::telemetry::board::State;
+
+/// The wait between the first two attempts of a suspect; it doubles from there.
+const ATTEMPT_FIRST: Duration = Duration::from_millis(50);
+/// The longest wait between two attempts.
+const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+
+impl Member {
+    /// Delivers suspects as they fall due, beside the batches.
+    pub async fn probe_suspects(&self) -> Result<()> {
+        while !self.stopping() {
+            let Some(suspect) = self.hand.next_suspect() else {
+                tokio::select! {
+                    () = self.hand.suspected() => {}
+                    () = self.component.stop.cancelled() => {}
+                }
+                continue;
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(suspect.due.into()) => {}
+                () = self.component.stop.cancelled() => continue,
+            }
+            self.probe(suspect).await?;
+        }
+        Ok(())
+    }
+
+    async fn probe(&self, suspect: Suspect) -> Result<()> {
+        if suspect.delivery.attempts >= self.group.attempts {
+            return self.give_up(suspect).await;
+        }
+        if !self.target_up().await {
+            return Ok(());
+        }
+        // One that was refused is known to do no worse. One that a death put here may take the
+        // process down: then no other event may be under way, or it would be blamed as well.
+        let exclusive = suspect.refused.is_none();
+        let _suspicion = match exclusive {
+            true => Some(self.shared.suspicion.write().await),
+            false => None,
+        };
+        if self.target.component().state() != State::Up {
+            return Ok(());
+        }
+        let ticket = suspect.delivery.ticket;
+        let Some(attempts) = self.reader.charge(ticket).await? else {
+            self.hand.clear_suspect(ticket);
+            return Ok(());
+        };
+        let mut suspect = suspect;
+        suspect.delivery.attempts = attempts;
+        self.hand.update_suspect(suspect.clone());
+        let alone = if exclusive { Alone::Exclusive } else { Alone::Yes };
+        match self.send(Arc::new(vec![suspect.delivery.clone()]), alone).await {
+            Outcome::Stored(refusals) => match refusals.into_iter().next() {
+                None => {
+                    self.stored(&[suspect.delivery]).await?;
+                    self.hand.clear_suspect(ticket);
+                }
+                Some(refusal) => {
+                    self.counts.refused.inc();
+                    self.postpone(suspect, Some(refusal.reason));
+                }
+            },
+            Outcome::Died => self.postpone(suspect, None),
+            Outcome::Away => {
+                self.reader.refund(ticket).await?;
+                suspect.delivery.attempts = attempts.saturating_sub(1);
+                self.hand.update_suspect(suspect);
+            }
+        }
+        Ok(())
+    }
+
+    fn postpone(&self, mut suspect: Suspect, refused: Option<String>) {
+        let doublings = suspect.delivery.attempts.saturating_sub(1).min(10);
+        suspect.due = Instant::now() + (ATTEMPT_FIRST * (1 << doublings)).min(ATTEMPT_MAX);
+        if suspect.delivery.attempts >= self.group.attempts {
+            suspect.due = Instant::now();
+        }
+        suspect.refused = refused;
+        self.hand.update_suspect(suspect);
+    }
+
+    async fn give_up(&self, suspect: Suspect) -> Result<()> {
+        let reason = suspect.refused.unwrap_or_else(|| {
+            let times = suspect.delivery.attempts;
+            format!("its delivery alone took its sink or process down, {times} times")
+        });
+        let id = suspect.delivery.event.id;
+        self.reader.bury(&suspect.delivery, &reason).await?;
+        self.counts.dead.inc();
+        let target = self.target.component();
+        tracing::warn!(group = %self.group.name, to = %target, event = %id, "a dead letter: {reason}");
+        self.hand.clear_suspect(suspect.delivery.ticket);
+        Ok(())
+    }
+}

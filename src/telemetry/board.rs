@@ -1,0 +1,225 @@
+//! The board: every actor of the process with its state, restarts and last error. Actors write
+//! their own line; the status page, the health checks and the supervisor read all of them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::spec::Room;
+use crate::telemetry::metrics::Metrics;
+
+/// What an actor is at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not ready yet, for the first time.
+    Starting,
+    /// Working, or able to.
+    Up,
+    /// It ended, and will start anew: why it ended.
+    Down(Arc<str>),
+    /// It was asked to stop, and has.
+    Done,
+}
+
+/// One actor's line on the board, and the two signals that end it.
+#[derive(Debug)]
+pub struct Component {
+    /// What it is.
+    pub room: Room,
+    /// The name of its table: `NAME` in `[sink.NAME]`.
+    pub name: Arc<str>,
+    /// Its number among the actors of that table, from 1.
+    pub number: u64,
+    /// The kind of its plug-in.
+    pub kind: &'static str,
+    state: watch::Sender<State>,
+    restarts: AtomicU64,
+    last_error: Mutex<Option<LastError>>,
+    exit: Mutex<Option<anyhow::Result<()>>>,
+    progress: AtomicBool,
+    spent: AtomicBool,
+    /// Asks it to drain and stop.
+    pub stop: CancellationToken,
+    /// It has stopped for good.
+    pub done: CancellationToken,
+}
+
+/// The last thing that went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LastError {
+    /// When, in microseconds since 1970 UTC.
+    pub time_us: i64,
+    /// What, as one line.
+    pub cause: Arc<str>,
+}
+
+impl Component {
+    fn new(room: Room, name: &Arc<str>, number: u64, kind: &'static str) -> Self {
+        Self {
+            room,
+            name: name.clone(),
+            number,
+            kind,
+            state: watch::Sender::new(State::Starting),
+            restarts: AtomicU64::new(0),
+            last_error: Mutex::new(None),
+            exit: Mutex::new(None),
+            progress: AtomicBool::new(false),
+            spent: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            done: CancellationToken::new(),
+        }
+    }
+
+    /// The actor is ready to work.
+    pub fn up(&self) {
+        self.state.send_replace(State::Up);
+    }
+
+    /// The actor did what it is for, so the next failure is a new one.
+    pub fn progressed(&self) {
+        self.progress.store(true, Ordering::Relaxed);
+    }
+
+    /// How the actor's work ended. Its keeper takes it from here.
+    pub fn exit(&self, outcome: anyhow::Result<()>) {
+        *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    }
+
+    /// Takes what [`Component::exit`] left.
+    pub fn take_exit(&self) -> Option<anyhow::Result<()>> {
+        self.exit.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether there was progress since this was last asked.
+    pub fn take_progress(&self) -> bool {
+        self.progress.swap(false, Ordering::Relaxed)
+    }
+
+    /// The actor ended and will start anew.
+    pub fn down(&self, cause: &str) {
+        let cause: Arc<str> = cause.into();
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        self.note(&cause);
+        self.state.send_replace(State::Down(cause));
+    }
+
+    /// Something went wrong that did not end the actor.
+    pub fn note(&self, cause: &Arc<str>) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(LastError { time_us: crate::event::now_us(), cause: cause.clone() });
+    }
+
+    /// The actor has stopped as it was asked to.
+    pub fn finish(&self) {
+        self.state.send_replace(State::Done);
+        self.done.cancel();
+    }
+
+    /// What it is at.
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Its state as it changes.
+    pub fn watch(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// How often it was started anew.
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    /// The last thing that went wrong, if anything did.
+    pub fn last_error(&self) -> Option<LastError> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A source: whether it has nothing more to give.
+    pub fn set_spent(&self, spent: bool) {
+        self.spent.store(spent, Ordering::Release);
+    }
+
+    /// A source: whether it has nothing more to give.
+    pub fn is_spent(&self) -> bool {
+        self.spent.load(Ordering::Acquire)
+    }
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", room_name(self.room), self.name)?;
+        if matches!(self.room, Room::Group | Room::Source) && self.number > 1 {
+            write!(f, "/{}", self.number)?;
+        }
+        Ok(())
+    }
+}
+
+/// The word for a room, as in its table's header.
+pub fn room_name(room: Room) -> &'static str {
+    match room {
+        Room::Source => "source",
+        Room::Stream => "stream",
+        Room::Group => "group",
+        Room::Sink | Room::SinkOrStream => "sink",
+        Room::Query => "query",
+    }
+}
+
+/// All actors of the process, and what they count.
+#[derive(Debug, Default)]
+pub struct Board {
+    /// What they count.
+    pub metrics: Metrics,
+    components: RwLock<Vec<Arc<Component>>>,
+}
+
+impl Board {
+    /// A new line.
+    pub fn add(&self, room: Room, name: &Arc<str>, number: u64, kind: &'static str) -> Arc<Component> {
+        let component = Arc::new(Component::new(room, name, number, kind));
+        self.components.write().unwrap_or_else(PoisonError::into_inner).push(component.clone());
+        component
+    }
+
+    /// Every line.
+    pub fn all(&self) -> Vec<Arc<Component>> {
+        self.components.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What does not work, and why, as `/healthz` says it.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let mut troubles: Vec<Trouble> = self
+            .all()
+            .iter()
+            .filter_map(|component| match component.state() {
+                State::Down(cause) => Some(Trouble {
+                    name: format!("{}.{}", room_name(component.room), component.name),
+                    cause,
+                }),
+                State::Starting => Some(Trouble {
+                    name: format!("{}.{}", room_name(component.room), component.name),
+                    cause: "is starting".into(),
+                }),
+                State::Up | State::Done => None,
+            })
+            .collect();
+        troubles.dedup_by(|a, b| a.name == b.name);
+        troubles
+    }
+}
+
+/// One thing that does not work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Trouble {
+    /// `sink.db`
+    pub name: String,
+    /// Why, as one line without a secret.
+    pub cause: Arc<str>,
+}

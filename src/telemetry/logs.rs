@@ -1,0 +1,28 @@
+//! The log: text or JSON lines on standard error.
+
+use tracing_subscriber::EnvFilter;
+
+/// Starts the log with `filter` (`"info"`, `"aqueduct=debug,info"`), which the caller has checked.
+/// A second call changes nothing: the first log goes on.
+pub fn start(filter: &str, json: bool) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let started =
+        if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
+    if started.is_ok() {
+        std::panic::set_hook(Box::new(|panic| {
+            let place = panic.location().map(ToString::to_string).unwrap_or_default();
+            tracing::error!(place, "a panic: {}", panic_text(panic.payload()));
+        }));
+    }
+}
+
+/// What a panic said.
+pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (_, Some(text)) => text.clone(),
+        _ => "something that is not text".to_owned(),
+    }
+}
