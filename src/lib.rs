@@ -14,10 +14,12 @@
 //! - [`topology`]: the file a user writes: read, checked, promised, drawn.
 //! - [`telemetry`]: what can be seen from outside.
 //! - [`actor`]: what runs the plug-ins, and starts anew what ends.
+//! - [`web`], [`cli`]: how people and programs see and steer it.
 
 #![forbid(unsafe_code)]
 
 pub mod actor;
+pub mod cli;
 pub mod event;
 mod fault;
 pub mod sink;
@@ -26,3 +28,4 @@ pub mod spec;
 pub mod stream;
 pub mod telemetry;
 pub mod topology;
+pub mod web;

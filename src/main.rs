@@ -1,1 +1,5 @@
-fn main() {}
+//! The program: see the library.
+
+fn main() -> std::process::ExitCode {
+    aqueduct::cli::main()
+}

@@ -47,9 +47,8 @@ where
     F: FnOnce() -> A + Send + 'static,
 {
     let (sender, receiver) = channel(MAILBOX);
-    let restarts = metrics
-        .restarts
-        .get_or_create_owned(&ComponentLabels { component: component.to_string() });
+    let restarts =
+        metrics.restarts.get_or_create_owned(&ComponentLabels { component: component.to_string() });
     arbiter.spawn_fn(move || {
         let mut life = Context::with_receiver(receiver).into_future(make());
         actix_rt::spawn(async move {

@@ -60,6 +60,8 @@ pub struct Kind {
     pub claims: fn(&Values) -> Option<String>,
     /// Where it writes, in a few words without a secret (`table "t" in data/x.db`).
     pub place: fn(&Values) -> String,
+    /// A command to try that shows what is stored, if there is one.
+    pub look: fn(&Values) -> Option<String>,
     /// Opens it.
     pub open: fn(SinkSpec, Site) -> BoxFuture<'static, Result<Box<dyn Sink>>>,
 }

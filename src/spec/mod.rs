@@ -1,6 +1,8 @@
 //! How a kind declares its keys, once: parsing, checking, `aqueduct schema` and the reference in
 //! the documentation all come from these tables.
 
+pub mod units;
+
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -182,7 +182,13 @@ pub struct Board {
 
 impl Board {
     /// A new line.
-    pub fn add(&self, room: Room, name: &Arc<str>, number: u64, kind: &'static str) -> Arc<Component> {
+    pub fn add(
+        &self,
+        room: Room,
+        name: &Arc<str>,
+        number: u64,
+        kind: &'static str,
+    ) -> Arc<Component> {
         let component = Arc::new(Component::new(room, name, number, kind));
         self.components.write().unwrap_or_else(PoisonError::into_inner).push(component.clone());
         component

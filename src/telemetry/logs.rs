@@ -6,8 +6,10 @@ use tracing_subscriber::EnvFilter;
 /// A second call changes nothing: the first log goes on.
 pub fn start(filter: &str, json: bool) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     let started =
         if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     if started.is_ok() {

@@ -125,10 +125,9 @@ impl Counts {
             refused: metrics.refused.get_or_create_owned(&labels),
             dead: metrics.dead.get_or_create_owned(&labels),
             seconds: metrics.storage_seconds.get_or_create_owned(&labels),
-            named: group
-                .counter
-                .as_ref()
-                .map(|name| metrics.named(name, "Events a group stored, under a name of the user's")),
+            named: group.counter.as_ref().map(|name| {
+                metrics.named(name, "Events a group stored, under a name of the user's")
+            }),
             sizes: metrics.batch_events.get_or_create_owned(&sizes),
         }
     }
@@ -143,8 +142,7 @@ async fn work(
     hand: Rc<Hand>,
 ) -> Result<()> {
     let context = || format!("group {} on stream {}", group.name, group.from);
-    let backend =
-        (stream.kind.open)(stream, shared.site.clone()).await.with_context(context)?;
+    let backend = (stream.kind.open)(stream, shared.site.clone()).await.with_context(context)?;
     let name = format!("{}/{}/{}", shared.site.instance, group.name, component.number);
     let spec = ReaderSpec { group: group.clone(), member: name };
     let reader = backend.reader(spec).await.with_context(context)?;
@@ -153,7 +151,8 @@ async fn work(
     member.hand.resume();
     member.renew_once().await?;
     member.component.up();
-    let work = async { tokio::try_join!(member.fetch(), member.deliver(), member.probe_suspects()) };
+    let work =
+        async { tokio::try_join!(member.fetch(), member.deliver(), member.probe_suspects()) };
     tokio::select! {
         ended = work => { ended?; }
         failed = member.renew() => failed?,
@@ -179,8 +178,7 @@ impl Member {
                 }
                 continue;
             }
-            let batch =
-                self.reader.fetch(self.group.batch, DELIVERY_BYTES_MAX, FETCH_WAIT).await?;
+            let batch = self.reader.fetch(self.group.batch, DELIVERY_BYTES_MAX, FETCH_WAIT).await?;
             if !batch.is_empty() {
                 self.counts.sizes.observe(batch.len() as f64);
                 self.hand.push(batch);

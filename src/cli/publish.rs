@@ -1,0 +1,137 @@
+//! `aqueduct publish FILE --stream S [BODY | -]`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use bytes::Bytes;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::{Wrong, find_stream, load, open};
+use crate::event::{Event, EventId, Origin, Sequence, now_us};
+use crate::source::{BATCH_BYTES, BATCH_EVENTS};
+use crate::spec::units;
+use crate::stream::{Append, Appended, Writer};
+
+/// Events by hand: BODY or standard input once, or a message every interval.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The topology file
+    file: PathBuf,
+    /// The stream to write
+    #[arg(long)]
+    stream: String,
+    /// The `type` of the messages made without BODY
+    #[arg(long = "type", default_value = "test")]
+    kind: String,
+    /// The time between two messages
+    #[arg(long, default_value = "1s")]
+    interval: String,
+    /// How many messages; without end where it is absent
+    #[arg(long)]
+    count: Option<u64>,
+    /// One event's body; `-`: standard input, an event a line
+    body: Option<String>,
+}
+
+/// Publishes, and says how much.
+pub async fn run(args: Args) -> Result<()> {
+    let interval = units::duration(&args.interval)
+        .map_err(|why| Wrong(format!("--interval {}: {why}", args.interval)))?;
+    let topology = load(&args.file)?;
+    let backend = open(&topology, find_stream(&topology, &args.stream)?).await?;
+    let run = uuid::Uuid::new_v4();
+    let mut publisher = Publisher {
+        writer: backend.writer().await?,
+        origin: Origin::new(Sequence::Count, &[b"publish", run.as_bytes()]),
+        source: "publish".into(),
+        sent: 0,
+    };
+    match args.body.as_deref() {
+        Some("-") => publisher.lines().await?,
+        Some(body) => publisher.send(vec![Bytes::copy_from_slice(body.as_bytes())]).await?,
+        None => publisher.messages(&args.kind, interval, args.count).await?,
+    }
+    println!("published {} to {}", publisher.sent, args.stream);
+    Ok(())
+}
+
+struct Publisher {
+    writer: Box<dyn Writer>,
+    origin: Origin,
+    source: Arc<str>,
+    sent: u64,
+}
+
+impl Publisher {
+    async fn send(&mut self, bodies: Vec<Bytes>) -> Result<()> {
+        let time_us = now_us();
+        let first = self.sent + 1;
+        let events: Vec<Event> = (first..)
+            .zip(bodies)
+            .map(|(n, body)| {
+                let id = EventId::new(self.origin, n, self.origin.bits());
+                Event::new(id, body, self.source.clone(), time_us)
+            })
+            .collect();
+        let count = events.len() as u64;
+        let append = Append { origin: self.source.clone(), moves: Vec::new(), events };
+        match self.writer.append(&[append]).await?.first() {
+            Some(Appended::Durable) => self.sent += count,
+            Some(Appended::Full(behind)) => bail!(
+                "the stream is full: its slowest group is {behind} events behind \
+                 ({} were published)",
+                self.sent
+            ),
+            _ => bail!("the stream did not take the events ({} were published)", self.sent),
+        }
+        Ok(())
+    }
+
+    /// Standard input, an event a line.
+    async fn lines(&mut self) -> Result<()> {
+        let mut input = BufReader::with_capacity(1 << 18, tokio::io::stdin());
+        let mut bodies = Vec::new();
+        let mut bytes = 0;
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let end = input.read_until(b'\n', &mut line).await? == 0;
+            if !end {
+                line.pop_if(|last| *last == b'\n');
+                bytes += line.len();
+                bodies.push(Bytes::copy_from_slice(&line));
+            }
+            // What is there is sent before waiting for more.
+            let waits = input.buffer().is_empty();
+            if !bodies.is_empty()
+                && (end || waits || bodies.len() >= BATCH_EVENTS || bytes >= BATCH_BYTES)
+            {
+                self.send(std::mem::take(&mut bodies)).await?;
+                bytes = 0;
+            }
+            if end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A message every interval, until the count is reached or somebody presses Ctrl-C.
+    async fn messages(&mut self, kind: &str, interval: Duration, count: Option<u64>) -> Result<()> {
+        let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
+        while count.is_none_or(|count| self.sent < count) {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                stopped = tokio::signal::ctrl_c() => { stopped?; return Ok(()); }
+            }
+            let body = serde_json::json!({
+                "message": format!("Message #{}", self.sent + 1),
+                "type": kind,
+                "timestamp": super::time_text(now_us()),
+            });
+            self.send(vec![body.to_string().into()]).await?;
+        }
+        Ok(())
+    }
+}
