@@ -106,7 +106,7 @@ fn check(values: &Values) -> Vec<Complaint> {
         }
     }
     if values.get("every").is_some() && values.get("rate").is_some() {
-        complain("rate", "every and rate are two ways to say the same (give one)".to_owned());
+        complain("rate", "every and rate both set the pace (give one of them)".to_owned());
     }
     complaints
 }

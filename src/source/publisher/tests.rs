@@ -200,7 +200,7 @@ fn keys_that_do_not_fit_each_other_are_complaints() {
     let every = ("every", Value::Duration(Duration::from_secs(1)));
     assert_eq!(
         complaints(vec![every.clone(), ("rate", Value::Float(1.0))]),
-        ["rate: every and rate are two ways to say the same (give one)"]
+        ["rate: every and rate both set the pace (give one of them)"]
     );
     assert_eq!(
         complaints(vec![("n", Value::Range(1, 3)), ("instances", Value::Int(4)), every.clone()]),
@@ -216,9 +216,11 @@ fn keys_that_do_not_fit_each_other_are_complaints() {
     assert!(complaints(vec![every, ("n", Value::Range(0, SEQUENCE_MAX))]).is_empty());
 }
 
-/// One life of a process: how it is laid out, and for each instance how many batches the stream
-/// took before it was killed.
-fn lives() -> impl Strategy<Value = Vec<(Option<(u64, u64)>, Vec<usize>)>> {
+/// One life of a process: its `n`, and for each of its instances how many batches the stream took
+/// before it was killed.
+type Life = (Option<(u64, u64)>, Vec<usize>);
+
+fn lives() -> impl Strategy<Value = Vec<Life>> {
     let range = prop::option::of((1u64..200, 0u64..6000).prop_map(|(a, b)| (a, a + b + 5)));
     prop::collection::vec((range, prop::collection::vec(0usize..4, 1..6)), 1..6)
 }
