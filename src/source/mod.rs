@@ -3,6 +3,9 @@
 //!
 //! A new kind is one file beside this one and one line in [`KINDS`].
 
+pub mod publisher;
+mod template;
+
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -132,4 +135,4 @@ pub struct Kind {
 }
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[];
+pub static KINDS: &[&Kind] = &[&publisher::KIND];

@@ -1,0 +1,238 @@
+//! The `publisher` source: makes events, numbered, from a body with placeholders.
+//!
+//! The id of an event is its number in the run of this `origin`, so an event that is made again
+//! (after a crash, or a stream put back to an older copy) is the same event, though `{now}` in it
+//! may read otherwise. [`numbers`] tells how the checkpoint outlives an edit of `n` or
+//! `instances`.
+
+mod numbers;
+mod pace;
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use serde_json::Value as Json;
+use tokio::time::Instant;
+
+use self::numbers::{INSTANCES_MAX, Part, Sent};
+use self::pace::Pace;
+use super::template::{self, Maker, Template};
+use super::{BATCH_BYTES, BATCH_EVENTS, Batch, Capabilities, Kind, Move, Position, Pull, Slot};
+use super::{Source, SourceSpec};
+use crate::event::{Event, EventId, Origin, SEQUENCE_MAX, Sequence, hash, now_us};
+use crate::spec::{Complaint, Default, Key, Site, Ty, Value, Values};
+
+/// `kind = "publisher"`.
+pub static KIND: Kind = Kind {
+    name: "publisher",
+    doc: "Makes events, numbered, from a body with placeholders.",
+    keys: &[
+        Key {
+            name: "body",
+            ty: Ty::Body,
+            default: Default::Toml(
+                r#"{ message = "Message #{n}", type = "test", timestamp = "{now}" }"#,
+            ),
+            doc: "What an event says: a string, or a table sent as a JSON object. Placeholders: \
+                  {n}, {now} (RFC 3339), {source}, {instance} (from 1), {uuid}, {random:1..100} \
+                  (both ends included). A string in a table that is one placeholder alone keeps \
+                  its JSON type; other braces are text.",
+        },
+        Key {
+            name: "n",
+            ty: Ty::Range,
+            default: Default::Absent,
+            doc: "The numbers to send, both ends included, each once. Absent: from 1 without \
+                  end, going on after a restart where it was.",
+        },
+        Key {
+            name: "instances",
+            ty: Ty::Int(1, INSTANCES_MAX as i64),
+            default: Default::Toml("1"),
+            doc: "How many actors send. A finite n is split evenly and in order; otherwise they \
+                  take turns with the numbers. After an edit each number is still sent once.",
+        },
+        Key {
+            name: "every",
+            ty: Ty::Duration,
+            default: Default::Absent,
+            doc: "Time between two events of an instance, the first at once. Absent, as rate: as \
+                  fast as the stream takes them.",
+        },
+        Key {
+            name: "rate",
+            ty: Ty::Rate,
+            default: Default::Absent,
+            doc: "Events a second of all instances together; \"0/s\" is no limit. After a stall \
+                  at most a second's worth is caught up.",
+        },
+    ],
+    capabilities: Capabilities { identity: true },
+    check,
+    finite: |values| values.opt_range("n").is_some(),
+    instances,
+    open: |spec, _: &Site, instance| Ok(Box::new(Publisher::new(spec, instance))),
+};
+
+fn instances(values: &Values) -> u64 {
+    values.uint("instances").max(1)
+}
+
+fn check(values: &Values) -> Vec<Complaint> {
+    let mut complaints = Vec::new();
+    let mut complain = |key, message| complaints.push(Complaint { key, message });
+    match values.get("body") {
+        Some(Value::Str(text)) => {
+            let faults = template::faults(&Json::from(text.as_str()));
+            faults.into_iter().for_each(|fault| complain("body", fault));
+        }
+        Some(Value::Json(body)) => {
+            template::faults(body).into_iter().for_each(|fault| complain("body", fault));
+        }
+        _ => {}
+    }
+    if let Some((first, last)) = values.opt_range("n") {
+        let count = last.saturating_sub(first).saturating_add(1);
+        if last > SEQUENCE_MAX {
+            let message = format!("{last} is past the last number an id can hold ({SEQUENCE_MAX})");
+            complain("n", message);
+        } else if instances(values) > count {
+            let instances = instances(values);
+            let message =
+                format!("{instances} instances for {count} numbers (at most one for each number)");
+            complain("instances", message);
+        }
+    }
+    if values.get("every").is_some() && values.get("rate").is_some() {
+        complain("rate", "every and rate both set the pace (give one of them)".to_owned());
+    }
+    complaints
+}
+
+/// The body of a publisher that has none of its own, and of `aqueduct publish`.
+fn default_body(message: &str, kind: &str, timestamp: &str) -> Json {
+    serde_json::json!({ "message": message, "type": kind, "timestamp": timestamp })
+}
+
+/// Message number `n` of type `kind`, made now: `{"message":"Message #n","type":…,"timestamp":…}`.
+pub fn message(kind: &str, n: u64) -> Bytes {
+    let body = default_body(&format!("Message #{n}"), kind, &template::rfc3339(now_us()));
+    Bytes::from(body.to_string())
+}
+
+/// One instance of a publisher.
+struct Publisher {
+    source: Arc<str>,
+    template: Template,
+    origin: Origin,
+    guard: u64,
+    part: Part,
+    slot: String,
+    /// What the stream holds of all parts, as of the last `seek`.
+    sent: Sent,
+    /// The next number to send; past the part's end when all were sent.
+    next: u64,
+    /// What the stream will hold in our slot once all batches given so far are in.
+    stands: Option<Position>,
+    pace: Option<Pace>,
+}
+
+impl Publisher {
+    fn new(spec: &SourceSpec, instance: u64) -> Self {
+        let values = &spec.values;
+        let instances = instances(values);
+        let maker = Maker { source: &spec.name, instance };
+        let template = match values.get("body") {
+            Some(Value::Str(text)) => Template::text(text, maker),
+            Some(Value::Json(body)) => Template::json(body, maker),
+            _ => Template::json(&default_body("Message #{n}", "test", "{now}"), maker),
+        };
+        let pace = match (values.opt_duration("every"), values.opt_float("rate")) {
+            (Some(every), _) => Pace::new(every.as_secs_f64()),
+            (None, Some(rate)) => Pace::new(instances as f64 / rate),
+            (None, None) => None,
+        };
+        let part = Part::of(values.opt_range("n"), instances, instance);
+        let origin = spec.origin.as_bytes();
+        Self {
+            source: spec.name.clone(),
+            template,
+            // There is one run of a source that nothing triggers.
+            origin: Origin::new(Sequence::Count, &[b"publisher", origin, b"0"]),
+            guard: hash(origin),
+            slot: part.slot(),
+            next: part.first,
+            part,
+            sent: Sent::default(),
+            stands: None,
+            pace,
+        }
+    }
+
+    /// The next numbers as events, at most `count`; all bodies share one buffer.
+    fn make(&mut self, count: usize) -> Vec<Event> {
+        let time_us = now_us();
+        let now = template::rfc3339(time_us);
+        let mut events = Vec::with_capacity(count);
+        let len_max = self.template.len_max();
+        let mut buffer =
+            BytesMut::with_capacity(len_max.saturating_mul(count).min(BATCH_BYTES + len_max));
+        let mut bytes = 0;
+        while events.len() < count && bytes < BATCH_BYTES && self.next < self.part.end {
+            self.template.render(self.next, &now, &mut buffer);
+            bytes += buffer.len();
+            let id = EventId::new(self.origin, self.next, self.guard);
+            let body = buffer.split().freeze();
+            events.push(Event::new(id, body, self.source.clone(), time_us));
+            self.next = self.sent.pass_over(&self.part, self.next + self.part.step);
+        }
+        events
+    }
+}
+
+#[async_trait]
+impl Source for Publisher {
+    async fn seek(&mut self, stored: &[Slot]) -> Result<()> {
+        self.stands =
+            stored.iter().find(|(name, _)| *name == self.slot).map(|(_, place)| place.clone());
+        self.sent = Sent::read(stored);
+        let from = self.stands.as_ref().map_or(self.part.first, |place| place.order);
+        self.next = self.sent.pass_over(&self.part, self.part.at_least(from));
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Pull> {
+        if self.next >= self.part.end {
+            return Ok(Pull::Spent);
+        }
+        let due = self.pace.as_mut().map_or(u64::MAX, |pace| pace.due(Instant::now()));
+        if due == 0 {
+            return Ok(Pull::Idle);
+        }
+        // Bounded by BATCH_EVENTS, so it fits.
+        let count = due.min(self.part.remaining(self.next)).min(BATCH_EVENTS as u64) as usize;
+        let events = self.make(count);
+        if let Some(pace) = &mut self.pace {
+            pace.take(events.len() as u64);
+        }
+        let from = self.stands.take();
+        self.stands = Some(Position { order: self.next, note: String::new() });
+        let moves = vec![Move { slot: self.slot.clone(), from, to: self.stands.clone() }];
+        Ok(Pull::Batch(Batch { moves, events }))
+    }
+
+    async fn wait(&mut self) {
+        if self.next >= self.part.end {
+            // What is spent stays so until a `seek`.
+            return std::future::pending().await;
+        }
+        if let Some(pace) = &self.pace {
+            pace.wait().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
