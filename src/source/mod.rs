@@ -126,7 +126,7 @@ pub struct Kind {
     pub capabilities: Capabilities,
     /// Rules between its keys.
     pub check: fn(&Values) -> Vec<Complaint>,
-    /// Whether it ends by itself.
+    /// Whether it comes to an end: by itself, or where `--until-idle` asks it to.
     pub finite: fn(&Values) -> bool,
     /// How many actors it runs as; each gets its number, from 1.
     pub instances: fn(&Values) -> u64,

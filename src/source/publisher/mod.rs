@@ -220,7 +220,7 @@ impl Source for Publisher {
         let from = self.stands.take();
         self.stands = Some(Position { order: self.next, note: String::new() });
         let moves = vec![Move { slot: self.slot.clone(), from, to: self.stands.clone() }];
-        Ok(Pull::Batch(Batch { moves, events }))
+        Ok(Pull::Batch(Batch { moves, events, ..Batch::default() }))
     }
 
     async fn wait(&mut self) {
