@@ -21,7 +21,7 @@ pub struct Runtime {
 pub struct Http {
     pub listen: String,
     pub admin: Option<String>,
-    pub tls: Option<()>,
+    pub tls: Option<Tls>,
 }
 #[derive(Clone, Debug)]
 pub struct Topology {
@@ -41,3 +41,6 @@ impl Topology {
         vec![]
     }
 }
+
+#[derive(Clone, Debug)]
+pub struct Tls { pub cert: PathBuf, pub key: PathBuf }

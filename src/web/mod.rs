@@ -8,12 +8,15 @@ use actix_web::dev::ServerHandle;
 use actix_web::http::header::ContentType;
 use actix_web::{App, HttpResponse, HttpServer, Responder, web};
 use anyhow::{Context, Result};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Serialize;
 
 use crate::actor::message::Inspect;
 use crate::actor::supervisor::Supervisor;
 use crate::telemetry::board::{Board, Trouble};
-use crate::topology::Http;
+use crate::topology::{Http, Tls};
 
 /// Threads that answer requests.
 const WORKERS: usize = 2;
@@ -37,15 +40,17 @@ impl Server {
 /// Listens on `listen`, and on `admin` where it is given; then what shows the inside of the
 /// process is served there alone.
 pub fn start(http: &Http, supervisor: &Addr<Supervisor>, board: &Arc<Board>) -> Result<Server> {
-    let mut handles = vec![listen(&http.listen, http.admin.is_none(), supervisor, board)?];
+    let (tls, all) = (http.tls.as_ref(), http.admin.is_none());
+    let mut handles = vec![listen(&http.listen, tls, all, supervisor, board)?];
     if let Some(admin) = &http.admin {
-        handles.push(listen(admin, true, supervisor, board)?);
+        handles.push(listen(admin, tls, true, supervisor, board)?);
     }
     Ok(Server { handles })
 }
 
 fn listen(
     address: &str,
+    tls: Option<&Tls>,
     inside: bool,
     supervisor: &Addr<Supervisor>,
     board: &Arc<Board>,
@@ -70,13 +75,29 @@ fn listen(
     })
     .workers(WORKERS)
     .disable_signals()
-    .shutdown_timeout(STOP_SECONDS)
-    .listen(listener)
-    .with_context(|| format!("cannot serve on {address}"))?
-    .run();
+    .shutdown_timeout(STOP_SECONDS);
+    let server = match tls {
+        Some(tls) => server.listen_rustls_0_23(listener, tls_config(tls)?),
+        None => server.listen(listener),
+    };
+    let server = server.with_context(|| format!("cannot serve on {address}"))?.run();
     let handle = server.handle();
     actix_rt::spawn(server);
     Ok(handle)
+}
+
+fn tls_config(tls: &Tls) -> Result<ServerConfig> {
+    let cert = || format!("cannot read [http] tls.cert {} (PEM is wanted)", tls.cert.display());
+    let key = || format!("cannot read [http] tls.key {} (PEM is wanted)", tls.key.display());
+    let certs: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(&tls.cert).with_context(cert)?.collect();
+    let private = PrivateKeyDer::from_pem_file(&tls.key).with_context(key)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(certs.with_context(cert)?, private)
+        .context("[http] tls: the key does not belong to the certificate")
 }
 
 async fn livez() -> impl Responder {
