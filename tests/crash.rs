@@ -74,7 +74,11 @@ path = "out.log"
 
 /// Line `n`: its bytes can be told from its number alone.
 fn line(n: u64) -> String {
-    format!("line {n:08} {:016x} {}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15), "x".repeat((n % 40) as usize))
+    format!(
+        "line {n:08} {:016x} {}",
+        n.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        "x".repeat((n % 40) as usize)
+    )
 }
 
 struct Writer {
@@ -97,7 +101,10 @@ impl Writer {
 /// A consistent copy of the embedded database, as a backup tool makes it.
 fn back_up(place: &Place) {
     let _ = std::fs::remove_file(place.path("older.db"));
-    place.rows::<(i64,)>("data/streams.db", "VACUUM INTO 'OLDER'".replace("OLDER", place.path("older.db").to_str().unwrap()).as_str());
+    place.rows::<(i64,)>(
+        "data/streams.db",
+        "VACUUM INTO 'OLDER'".replace("OLDER", place.path("older.db").to_str().unwrap()).as_str(),
+    );
 }
 
 /// Puts the older copy back, by rename or over the file that is there.
@@ -164,7 +171,14 @@ fn nothing_is_lost_or_doubled_when_the_process_is_killed() {
         began.elapsed()
     );
     assert!(!done.stderr.contains("dead letter"), "{}", done.stderr);
-    check_lines("the table", total, place.rows::<(Vec<u8>,)>("out.db", "SELECT CAST(line AS BLOB) FROM lines").into_iter().map(|row| row.0));
+    check_lines(
+        "the table",
+        total,
+        place
+            .rows::<(Vec<u8>,)>("out.db", "SELECT CAST(line AS BLOB) FROM lines")
+            .into_iter()
+            .map(|row| row.0),
+    );
     check_lines("the file", total, lines(&place.path("out.log")).into_iter());
     check_numbers(&place, total);
     check_sound(&place.path("data/streams.db"), &place);
@@ -178,7 +192,12 @@ fn check_lines(place: &str, total: u64, stored: impl Iterator<Item = Vec<u8>>) {
     let doubled: Vec<_> = seen.iter().filter(|(_, count)| **count > 1).take(5).collect();
     assert!(doubled.is_empty(), "doubled in {place}: {doubled:?}");
     let lost: Vec<u64> = (0..total).filter(|n| !seen.contains_key(line(*n).as_bytes())).collect();
-    assert!(lost.is_empty(), "{} lost in {place}, first {:?}", lost.len(), &lost[..lost.len().min(5)]);
+    assert!(
+        lost.is_empty(),
+        "{} lost in {place}, first {:?}",
+        lost.len(),
+        &lost[..lost.len().min(5)]
+    );
     assert_eq!(seen.len() as u64, total, "{place} holds what nobody wrote");
 }
 

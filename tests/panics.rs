@@ -60,10 +60,8 @@ fn survives(point: &str, component: &str) {
     assert_eq!(running.get("/healthz").0, 200);
     assert!(running.stop().success());
 
-    let rows = place.rows::<(i64, i64)>(
-        "out.db",
-        "SELECT count(*), count(DISTINCT number) FROM numbers",
-    );
+    let rows =
+        place.rows::<(i64, i64)>("out.db", "SELECT count(*), count(DISTINCT number) FROM numbers");
     assert_eq!(rows, [(EVENTS, EVENTS)]);
     let mut lines = process::lines(&place.path("out.log"));
     assert_eq!(lines.len() as i64, EVENTS);

@@ -70,10 +70,8 @@ fn every_line_reaches_the_table_and_the_file_byte_for_byte_and_in_order() {
     std::fs::write(place.path("in/a.log"), awkward_log(5000)).unwrap();
     place.run_until_idle();
     let wanted = lines(&place.path("in/a.log"));
-    let stored = place.rows::<(Vec<u8>,)>(
-        "out.db",
-        "SELECT CAST(line AS BLOB) FROM lines ORDER BY event_id",
-    );
+    let stored = place
+        .rows::<(Vec<u8>,)>("out.db", "SELECT CAST(line AS BLOB) FROM lines ORDER BY event_id");
     assert_eq!(stored.len(), wanted.len());
     assert!(stored.into_iter().map(|row| row.0).eq(wanted.iter().cloned()));
     assert_eq!(lines(&place.path("out.log")), wanted);
@@ -143,8 +141,16 @@ fn events_by_hand_are_published_once_and_can_be_looked_at() {
     let one = place.done(&["publish", "topology.toml", "--stream", "lines", "by hand"]);
     assert!(one.status.success(), "{}", one.stderr);
     let three = place.done(&[
-        "publish", "topology.toml", "--stream", "lines", "--type", "t", "--interval", "1ms",
-        "--count", "3",
+        "publish",
+        "topology.toml",
+        "--stream",
+        "lines",
+        "--type",
+        "t",
+        "--interval",
+        "1ms",
+        "--count",
+        "3",
     ]);
     assert!(three.stdout.contains("published 3"), "{} {}", three.stdout, three.stderr);
     let peek = place.done(&["peek", "topology.toml", "lines"]);

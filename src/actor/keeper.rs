@@ -116,7 +116,114 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
+    use actix::{Handler, Message, ResponseActFuture};
+
     use super::*;
+    use crate::spec::Room;
+    use crate::telemetry::board::{Board, State};
+
+    #[derive(Clone, Copy, Message)]
+    #[rtype(result = "u32")]
+    enum Do {
+        Count,
+        PanicInFuture,
+        PanicInMap,
+        PanicInHandler,
+        Stop,
+        Fail,
+    }
+
+    struct Fragile {
+        component: Arc<Component>,
+        handled: u32,
+    }
+
+    impl Actor for Fragile {
+        type Context = Context<Self>;
+
+        fn started(&mut self, _: &mut Self::Context) {
+            self.component.up();
+        }
+    }
+
+    impl Supervised for Fragile {}
+
+    impl Handler<Do> for Fragile {
+        type Result = ResponseActFuture<Self, u32>;
+
+        fn handle(&mut self, what: Do, ctx: &mut Self::Context) -> Self::Result {
+            match what {
+                Do::PanicInHandler => panic!("in the handler"),
+                Do::Stop => ctx.stop(),
+                Do::Fail => live::<Self>(ctx, &self.component, async { anyhow::bail!("no luck") }),
+                Do::Count | Do::PanicInFuture | Do::PanicInMap => {}
+            }
+            let work = async move {
+                tokio::task::yield_now().await;
+                assert!(!matches!(what, Do::PanicInFuture), "in the future");
+            };
+            Box::pin(wrap_future(work).map(move |(), actor: &mut Self, _| {
+                assert!(!matches!(what, Do::PanicInMap), "in the map");
+                actor.handled += 1;
+                actor.handled
+            }))
+        }
+    }
+
+    struct Listener(Arc<std::sync::Mutex<Vec<String>>>);
+
+    impl Actor for Listener {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Exited> for Listener {
+        type Result = ();
+
+        fn handle(&mut self, exited: Exited, _: &mut Self::Context) {
+            self.0.lock().unwrap().push(exited.cause);
+        }
+    }
+
+    #[test]
+    fn every_end_is_a_new_life_behind_the_same_address() {
+        actix_rt::System::new().block_on(async {
+            let board = Board::default();
+            let component = board.add(Room::Sink, &"fragile".into(), 1, "test");
+            let causes = Arc::new(std::sync::Mutex::new(Vec::new()));
+            let listener = Listener(causes.clone()).start();
+            let arbiter = actix_rt::Arbiter::new();
+            let made = component.clone();
+            let exits = listener.recipient();
+            let fragile =
+                keep(&arbiter.handle(), component.clone(), &board.metrics, exits, move || {
+                    Fragile { component: made, handled: 0 }
+                });
+            let ends = [Do::PanicInFuture, Do::PanicInMap, Do::PanicInHandler, Do::Stop, Do::Fail];
+            for end in ends {
+                assert!(fragile.send(Do::Count).await.is_ok());
+                component.progressed(); // so that each failure counts as the first
+                let _ = fragile.send(end).await;
+            }
+            let counted = fragile.send(Do::Count).await.unwrap();
+            assert!(counted >= 6, "the actor's own state outlives its lives: {counted}");
+            assert_eq!(component.restarts(), 5);
+            let causes = causes.lock().unwrap().clone();
+            for (cause, said) in causes.iter().zip([
+                "in the future",
+                "in the map",
+                "in the handler",
+                "nobody asked",
+                "no luck",
+            ]) {
+                assert!(cause.contains(said), "{cause} does not say {said}");
+            }
+            component.stop.cancel();
+            let _ = fragile.send(Do::Stop).await;
+            component.exit(Ok(()));
+            component.done.cancelled().await;
+            assert_eq!(component.state(), State::Done);
+        });
+    }
 
     #[test]
     fn the_wait_doubles_up_to_a_limit_and_progress_resets_it() {

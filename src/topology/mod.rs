@@ -43,4 +43,7 @@ impl Topology {
 }
 
 #[derive(Clone, Debug)]
-pub struct Tls { pub cert: PathBuf, pub key: PathBuf }
+pub struct Tls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
