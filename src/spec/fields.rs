@@ -2,7 +2,7 @@
 
 use config::ValueKind;
 
-use super::parse::{Problem, RawTable, Wrong, column, is_name, selector, table};
+use super::parse::{Problem, RawTable, Table, Wrong, column, is_name, selector};
 use super::text::{did_you_mean, listed, shown};
 use super::{Key, Selector, Ty, Value};
 
@@ -27,7 +27,7 @@ pub(super) fn check_text(ty: Ty, text: &str) -> Result<(), Wrong> {
         return Err("holds a NUL".into());
     }
     match ty {
-        Ty::Name | Ty::Ref(_) if !is_name(text) => Err("is no name".into()),
+        Ty::Name if !is_name(text) => Err("is no name".into()),
         Ty::Pointer => pointer(text),
         Ty::Route => route(text),
         Ty::Listen => listen(text),
@@ -108,7 +108,7 @@ fn is_metric(text: &str) -> bool {
 
 fn url(schemes: &[&str], text: &str) -> Result<(), Wrong> {
     let Some((scheme, rest)) = text.split_once("://") else {
-        return Err("is no URL".into());
+        return Err("has no scheme".into());
     };
     if !schemes.contains(&scheme) {
         // Not the scheme itself: what stands before `://` in a wrong URL may be anything.
@@ -175,7 +175,7 @@ pub(super) fn inner(
     keys: &'static [Key],
     raw: &RawTable,
 ) -> Result<Value, Vec<Problem>> {
-    let (values, problems) = table(&format!("{owner}.{name}"), keys.iter(), raw, &|_| false);
+    let (values, problems) = Table::new(&format!("{owner}.{name}"), keys.iter()).read(raw);
     if problems.is_empty() { Ok(Value::Table(values)) } else { Err(problems) }
 }
 
@@ -190,7 +190,7 @@ pub(super) fn columns(raw: &RawTable) -> Result<Value, Vec<Problem>> {
     for (name, value) in raw {
         if name.is_empty() || name.len() > COLUMN_MAX || name.chars().any(char::is_control) {
             let message = format!(
-                "`{}` is no column's name (1 to {COLUMN_MAX} bytes, no control characters)",
+                "`\"{}\"` is no column's name (1 to {COLUMN_MAX} bytes, no control characters)",
                 shown(name)
             );
             problems.push(Problem { path: vec![name.clone()], at_key: true, message });
@@ -249,8 +249,8 @@ fn typed_column(name: &str, parts: &RawTable) -> Result<Option<super::Column>, V
             doc: "The SQL type of the column.",
         },
     ];
-    let (values, wrong) =
-        table(&format!("columns.{}", shown(name)), KEYS.iter(), parts, &|_| false);
+    let owner = format!("columns.{}", shown(name));
+    let (values, wrong) = Table::new(&owner, KEYS.iter()).read(parts);
     let mut wrong: Vec<Problem> = wrong
         .into_iter()
         .map(|mut problem| {
@@ -295,7 +295,10 @@ fn object(raw: &RawTable, path: &mut Vec<String>, out: &mut Vec<Problem>) -> ser
 fn json(raw: &config::Value, path: &mut Vec<String>, out: &mut Vec<Problem>) -> serde_json::Value {
     use serde_json::Value as Json;
     let beyond = |what: String, path: &[String], out: &mut Vec<Problem>| {
-        let message = format!("{what} is no number of JSON (finite, and whole ones of 64 bits)");
+        let key = path.last().map(|key| shown(key)).unwrap_or_default();
+        let message = format!(
+            "`{key} = {what}` cannot be sent as JSON (finite numbers, whole ones of 64 bits)"
+        );
         out.push(Problem { path: path.to_vec(), at_key: false, message });
         Json::Null
     };

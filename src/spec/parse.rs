@@ -3,7 +3,7 @@
 
 use config::{Map, ValueKind};
 
-use super::text::{did_you_mean, listed, shown};
+use super::text::{did_you_mean, listed, near, shown};
 use super::{Column, Default, Key, Selector, Ty, Value, Values, fields, units};
 
 /// A table as it was read, in the order written.
@@ -33,46 +33,72 @@ impl Problem {
     }
 }
 
-/// Reads the `keys` of a table and fills in their defaults. What could not be read is absent from
-/// the values and has a problem. `owner` names the table in messages (`source.input`); keys that
-/// `ignores` accepts are passed over where they are not declared.
-pub fn table<'k>(
-    owner: &str,
-    keys: impl Iterator<Item = &'k Key> + Clone,
-    raw: &RawTable,
-    ignores: &dyn Fn(&str) -> bool,
-) -> (Values, Vec<Problem>) {
-    let mut values = Values::default();
-    let mut problems = Vec::new();
-    for key in keys.clone() {
-        match raw.get(key.name).map(|raw| read(key, owner, raw)) {
-            Some(Ok(Some(value))) => values.set(key.name, value),
-            Some(Ok(None)) => {}
-            Some(Err(wrong)) => problems.extend(wrong.into_iter().map(|p| p.under(key.name))),
-            None => match absent(key, owner) {
-                Ok(Some(value)) => values.set(key.name, value),
-                Ok(None) => {}
-                Err(problem) => problems.push(problem),
-            },
-        }
+/// A table to read: how messages name it, and what it may hold.
+pub struct Table<'a, K> {
+    /// As `source.input`.
+    pub owner: &'a str,
+    /// Whose keys they are, where that is a kind: ``a `tail` ``.
+    pub of: Option<&'a str>,
+    /// The keys it may hold.
+    pub keys: K,
+    /// Keys that are passed over where they are not declared.
+    pub ignores: &'a dyn Fn(&str) -> bool,
+}
+
+impl<'a, K> Table<'a, K> {
+    /// A table that holds these keys and no others.
+    pub fn new(owner: &'a str, keys: K) -> Self {
+        Self { owner, of: None, keys, ignores: &|_| false }
     }
-    for name in raw.keys().filter(|name| !keys.clone().any(|key| key.name == *name)) {
-        if ignores(name) {
-            continue;
+}
+
+impl<'k, K: Iterator<Item = &'k Key> + Clone> Table<'_, K> {
+    /// Reads the values and fills in defaults. What could not be read is absent from the values
+    /// and has a problem.
+    pub fn read(&self, raw: &RawTable) -> (Values, Vec<Problem>) {
+        let mut values = Values::default();
+        let mut problems = Vec::new();
+        let meant = self.unknown(raw, &mut problems);
+        for key in self.keys.clone() {
+            match raw.get(key.name).map(|raw| read(key, self.owner, raw)) {
+                Some(Ok(Some(value))) => values.set(key.name, value),
+                Some(Ok(None)) => {}
+                Some(Err(wrong)) => problems.extend(wrong.into_iter().map(|p| p.under(key.name))),
+                None => match absent(key, self.owner) {
+                    Ok(Some(value)) => values.set(key.name, value),
+                    Ok(None) => {}
+                    // It is there, misspelt: that is one fault and not two.
+                    Err(_) if meant.contains(&key.name) => {}
+                    Err(problem) => problems.push(problem),
+                },
+            }
         }
-        let known = keys.clone().map(|key| key.name);
-        problems.push(Problem {
-            path: vec![name.clone()],
-            at_key: true,
-            message: format!(
-                "unknown key `{}` in `{owner}` (known: {}){}",
+        (values, problems)
+    }
+
+    /// Finds the keys that are not declared; answers which of the declared were likely meant.
+    fn unknown(&self, raw: &RawTable, problems: &mut Vec<Problem>) -> Vec<&'static str> {
+        let known = || self.keys.clone().map(|key| key.name);
+        let mut all_meant = Vec::new();
+        for name in raw.keys().filter(|name| !known().any(|known| known == *name)) {
+            if (self.ignores)(name) {
+                continue;
+            }
+            let free = known().filter(|known| !raw.contains_key(*known));
+            let meant = near(name, free).or_else(|| near(name, known()));
+            all_meant.extend(meant);
+            let message = format!(
+                "unknown key `{}` in `{}` (known{}: {}){}",
                 shown(name),
-                listed(known.clone(), "and"),
-                did_you_mean(name, known)
-            ),
-        });
+                self.owner,
+                self.of.map(|of| format!(" to {of}")).unwrap_or_default(),
+                listed(known(), "and"),
+                meant.map(|meant| format!(", did you mean `{meant}`?")).unwrap_or_default()
+            );
+            problems.push(Problem { path: vec![name.clone()], at_key: true, message });
+        }
+        all_meant
     }
-    (values, problems)
 }
 
 /// What holds where the key is not written.
@@ -201,7 +227,7 @@ fn string(ty: Ty, text: &str) -> Result<Value, Wrong> {
         },
         Ty::Int(min, max) => match units::int(text) {
             Some(number) => in_range(number, min, max),
-            None => Err("is no whole number".into()),
+            None => Err("is no number".into()),
         },
         Ty::Duration => Ok(Value::Duration(units::duration(text)?)),
         Ty::Size => match units::int(text) {
@@ -280,11 +306,12 @@ impl Ty {
             }
             Ty::Listen => r#"`"host:port"` such as `"127.0.0.1:8080"`"#.to_owned(),
             Ty::Metric => {
-                "a metric's name: letters, digits, `_` and `:`, not starting with a digit".to_owned()
+                "letters, digits, `_` and `:`, not starting with a digit".to_owned()
             }
             Ty::Url(schemes) => {
-                let starts: Vec<String> = schemes.iter().map(|s| format!("{s}://…")).collect();
-                format!("a URL: {}", listed(starts.iter().map(String::as_str), "or"))
+                let starts: Vec<String> = schemes.iter().map(|s| format!("{s}://")).collect();
+                let starts = listed(starts.iter().map(String::as_str), "or");
+                format!("a URL that starts with {starts}")
             }
             Ty::Secrets => "a string or a list of strings, of visible ASCII".to_owned(),
             Ty::Strs => "a list of strings".to_owned(),

@@ -113,10 +113,21 @@ pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Op
         4..=7 => 2,
         _ => 3,
     };
+    // `keyfile` for `key`, or `ack` for `acked`, is as near as one wrong letter.
+    let distance = |candidate: &str| {
+        let candidate = fold(candidate);
+        let (short, long) = if candidate.len() < folded.len() {
+            (&candidate, &folded)
+        } else {
+            (&folded, &candidate)
+        };
+        let distance = strsim::damerau_levenshtein(&folded, &candidate);
+        if short.len() >= 3 && long.starts_with(short) { distance.min(1) } else { distance }
+    };
     candidates
         .into_iter()
         .filter(|candidate| *candidate != word)
-        .map(|candidate| (strsim::damerau_levenshtein(&folded, &fold(candidate)), candidate))
+        .map(|candidate| (distance(candidate), candidate))
         .filter(|(distance, candidate)| {
             *distance <= allowed
                 && (*distance == 0 || *distance < folded.len().min(candidate.len()))
@@ -183,6 +194,7 @@ mod tests {
             ("rabbit", Some("rabbitmq")),
             ("postgresql", Some("postgres")),
             ("embeded", Some("embedded")),
+            ("postgres_sink", Some("postgres")),
             ("kafka", None),
             ("", None),
         ] {

@@ -31,7 +31,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     let millis = count_of(text, DURATION_UNITS)?;
     match millis.map(Duration::from_millis) {
         Some(duration) if duration <= DURATION_MAX => Ok(duration),
-        _ => Err("is too long".to_owned()),
+        _ => Err(format!("is longer than `{}`", duration_text(DURATION_MAX))),
     }
 }
 
@@ -62,7 +62,7 @@ pub fn rate(text: &str) -> Result<u64, String> {
     };
     match digits.parse::<u64>() {
         Ok(rate) if rate <= RATE_MAX => Ok(rate),
-        _ => Err("is too high".to_owned()),
+        _ => Err(format!("is more than `{RATE_MAX}/s`")),
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         for text in ["99999999999999999999d", "18446744073709551615d", "36501d"] {
-            assert_eq!(duration(text), Err("is too long".to_owned()));
+            assert_eq!(duration(text), Err("is longer than `36500d`".to_owned()));
         }
         for text in ["1MB", "1Mi", "1kib", "1 MiB", "0B", "9999999999TiB", "8388608TiB"] {
             assert!(size(text).is_err(), "{text}");

@@ -94,7 +94,10 @@ fn syntax(places: &Places, text: &str, error: &toml::de::Error) -> Fault {
             "text without quotes (text stands in quotes: `\"…\"`)".to_owned()
         }
         "duplicate key" => {
-            format!("`{}` stands here for the second time (once is allowed)", shown(word))
+            format!("`{}` is written a second time (once is allowed)", shown(word))
+        }
+        _ if what.starts_with("invalid") && what.ends_with("string") && expected.is_some() => {
+            format!("a string without its end (expected {})", expected.unwrap_or_default())
         }
         "recursion limit" => "too deeply nested (80 levels)".to_owned(),
         _ => match expected {

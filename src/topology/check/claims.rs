@@ -151,7 +151,7 @@ pub(super) fn kinds(topology: &Topology, findings: &mut Findings) {
     for (kind, claim, room, name) in streams.chain(sinks) {
         if let Some((first_room, first)) = taken.get(&(kind, claim.clone())) {
             let message = format!(
-                "`{}.{name}` and `{}.{first}` share {} (one for each)",
+                "`{}.{name}` and `{}.{first}` both take {} (one for each)",
                 room.noun(),
                 first_room.noun(),
                 shown(&claim)

@@ -3,7 +3,7 @@
 use config::ValueKind;
 
 use super::{Draft, Findings, Part};
-use crate::spec::parse::{self, NAMES, RawTable, is_name};
+use crate::spec::parse::{self, NAMES, RawTable, Table, is_name};
 use crate::spec::text::{did_you_mean, listed, near, shown};
 use crate::spec::{Complaint, Default, Key, Room, Ty, Value, Values};
 use crate::topology::tables::{self, Kinds, PLAIN, STREAM_KIND};
@@ -99,14 +99,14 @@ fn plain(root: &RawTable, name: &str, findings: &mut Findings) -> Option<Values>
         return Some(defaults(name));
     };
     let keys = PLAIN.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, keys)| *keys);
-    let (values, problems) = parse::table(name, keys.iter(), table, &|_| false);
+    let (values, problems) = Table::new(name, keys.iter()).read(table);
     report(&[name], problems, findings);
     Some(values)
 }
 
 fn defaults(name: &str) -> Values {
     let keys = PLAIN.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, keys)| *keys);
-    parse::table(name, keys.iter(), &RawTable::new(), &|_| false).0
+    Table::new(name, keys.iter()).read(&RawTable::new()).0
 }
 
 fn report(path: &[&str], problems: Vec<parse::Problem>, findings: &mut Findings) {
@@ -139,7 +139,8 @@ fn components<'a>(
     for (name, raw) in table {
         let ValueKind::Table(component) = &raw.kind else {
             let message = format!(
-                "`{}` stands in `[{noun_of}]`, which has no name (`[{noun_of}.NAME]`)",
+                "`{}` stands in `[{noun_of}]` itself (a {noun_of} is a table with a name: \
+                 `[{noun_of}.NAME]`)",
                 shown(name)
             );
             findings.fault_at_key(&[noun_of, name], message);
@@ -149,7 +150,7 @@ fn components<'a>(
             let lower = name.to_lowercase().replace([' ', '.'], "-");
             let hint =
                 if is_name(&lower) { format!(", did you mean `{lower}`?") } else { String::new() };
-            let message = format!("`{}` cannot name a {noun_of} ({NAMES}){hint}", shown(name));
+            let message = format!("`{}` cannot name a {noun_of} ({NAMES}){hint}", quoted(name));
             findings.fault_at_key(&[noun_of, name], message);
         }
         out.push((name.as_str(), component));
@@ -172,9 +173,15 @@ fn room<K: Kind>(
         let keys = common().map(|key| if key.name == KIND.name { &KIND } else { key });
         let own: &'static [Key] = kind.map_or(&[], Kind::keys);
         let owner = format!("{}.{}", room.noun(), shown(name));
+        let of = kind.map(|kind| format!("a `{}`", kind.name()));
         let unknown_kind = kind.is_none();
-        let (mut values, mut problems) =
-            parse::table(&owner, keys.chain(own), raw, &|_| unknown_kind);
+        let table = Table {
+            owner: &owner,
+            of: of.as_deref(),
+            keys: keys.chain(own),
+            ignores: &|_| unknown_kind,
+        };
+        let (mut values, mut problems) = table.read(raw);
         problems.retain(|problem| problem.path != [KIND.name]);
         let sound = |problem: &parse::Problem| {
             problem.path.first().is_some_and(|key| !own.iter().any(|own| own.name == key))
@@ -240,7 +247,7 @@ fn misspelt_kind(raw: &RawTable, common: &[Key]) -> String {
     let unknown = |key: &&str| !common.iter().any(|known| known.name == *key);
     let close = |key: &&str| *key == "type" || near(key, [KIND.name]).is_some();
     match raw.keys().map(String::as_str).filter(unknown).find(close) {
-        Some(key) => format!("; is `{}` meant?", shown(key)),
+        Some(key) => format!(", did you write `{}` for `kind`?", shown(key)),
         None => String::new(),
     }
 }
@@ -265,7 +272,8 @@ fn groups(
         let some_kinds =
             |key: &str| kind.is_none() && kinds.group_keys(None).any(|known| known.name == key);
         let keys = tables::GROUP.iter().chain(own);
-        let (values, problems) = parse::table(&owner, keys, raw, &some_kinds);
+        let table = Table { ignores: &some_kinds, ..Table::new(&owner, keys) };
+        let (values, problems) = table.read(raw);
         report(&["group", name], problems, findings);
         parts.push(Part { name: name.to_owned(), kind, values });
     }
@@ -276,9 +284,14 @@ fn queries(root: &RawTable, findings: &mut Findings) -> Vec<Part<()>> {
     let mut parts = Vec::new();
     for (name, raw) in components(root, Room::Query, findings) {
         let owner = format!("query.{}", shown(name));
-        let (values, problems) = parse::table(&owner, tables::QUERY.iter(), raw, &|_| false);
+        let (values, problems) = Table::new(&owner, tables::QUERY.iter()).read(raw);
         report(&["query", name], problems, findings);
         parts.push(Part { name: name.to_owned(), kind: None, values });
     }
     parts
+}
+
+/// A name as a header writes it: bare, or in quotes where it is empty.
+fn quoted(name: &str) -> String {
+    if name.is_empty() { "\"\"".to_owned() } else { shown(name) }
 }

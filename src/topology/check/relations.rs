@@ -119,8 +119,7 @@ fn cycles(draft: &Draft, findings: &mut Findings) {
         streams().for_each(|stream| circled[stream] = true);
         let names: Vec<&str> = streams().map(|at| draft.streams[at].name.as_str()).collect();
         let message = format!(
-            "events would go in a circle: {} (a group's `to` leads away from where its events \
-             came from)",
+            "events would go in a circle: {} (no way may lead back to where it came from)",
             names.join(" → ")
         );
         findings.fault(&draft.groups[*group].path(Room::Group, "to"), message);
@@ -215,13 +214,16 @@ fn streams(draft: &Draft, findings: &mut Findings) {
         let name = stream.name.as_str();
         if let Some(kind) = stream.kind {
             if stream.values.uint("shards") > 1 && !kind.capabilities.shards {
-                let message =
-                    format!("`shards` of a `{}` stream, which has no shards (1)", kind.name);
+                let message = format!(
+                    "`shards = {}` on a `{}` stream, which has no shards (1)",
+                    stream.values.uint("shards"),
+                    kind.name
+                );
                 findings.fault(&stream.path(Room::Stream, "shards"), message);
             }
             if stream.values.get("retain").is_some() && !kind.capabilities.history {
                 let message = format!(
-                    "`retain` of a `{}` stream, which keeps no history (leave the key out)",
+                    "`retain` on a `{}` stream, which keeps no history (leave the key out)",
                     kind.name
                 );
                 findings.fault(&stream.path(Room::Stream, "retain"), message);
