@@ -1,12 +1,13 @@
 //! Wrong topology files, each with everything that is said about it.
 
-mod support;
+#[path = "support/kinds.rs"]
+mod kinds;
 
 use std::fs;
 use std::path::Path;
 
 use aqueduct::topology::{Environment, Topology};
-use support::kinds::kinds;
+use kinds::kinds;
 
 /// `# env: NAME=value` lines at the head of a file.
 fn environment(text: &str) -> Environment {

@@ -121,8 +121,14 @@ pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Op
         } else {
             (&folded, &candidate)
         };
-        let distance = strsim::damerau_levenshtein(&folded, &candidate);
-        if short.len() >= 3 && long.starts_with(short) { distance.min(1) } else { distance }
+        if short.len() >= 3 && long.starts_with(short) {
+            return usize::from(short.len() < long.len());
+        }
+        // Most are out by their length alone; comparing takes longer.
+        if long.len() - short.len() > 3 * allowed {
+            return usize::MAX;
+        }
+        strsim::damerau_levenshtein(&folded, &candidate)
     };
     candidates
         .into_iter()
@@ -145,9 +151,19 @@ pub fn did_you_mean<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str
     near(word, candidates).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default()
 }
 
-/// `` `a`, `b` and `c` `` with the given last word; "none" of nothing.
+/// Words that a list names.
+const LISTED_MAX: usize = 20;
+
+/// `` `a`, `b` and `c` `` with the given last word; "none" of nothing, and the first few of very
+/// many.
 pub fn listed<'a>(words: impl IntoIterator<Item = &'a str>, last: &str) -> String {
-    let words: Vec<String> = words.into_iter().map(|word| format!("`{word}`")).collect();
+    let mut all = words.into_iter();
+    let mut words: Vec<String> =
+        all.by_ref().take(LISTED_MAX).map(|word| format!("`{}`", shown(word))).collect();
+    match all.count() {
+        0 => {}
+        more => words.push(format!("{more} more")),
+    }
     match words.as_slice() {
         [] => "none".to_owned(),
         [one] => one.clone(),

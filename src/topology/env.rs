@@ -13,12 +13,14 @@ pub struct Environment(BTreeMap<String, String>);
 impl Environment {
     /// The variables of this process and, where they do not set it, of a `.env` in the working
     /// directory. Errs when there is a `.env` that cannot be read. Variables that are not UTF-8
-    /// are passed over.
+    /// are passed over. `HOSTNAME` is always there: few shells export theirs.
     pub fn process() -> Result<Self, Faults> {
         let mut env = Self::dotenv(Path::new(".env"))?;
         let process =
             std::env::vars_os().filter_map(|(k, v)| k.into_string().ok().zip(v.into_string().ok()));
         env.0.extend(process);
+        let host = || gethostname::gethostname().to_string_lossy().into_owned();
+        env.0.entry("HOSTNAME".to_owned()).or_insert_with(host);
         Ok(env)
     }
 

@@ -230,13 +230,14 @@ pub fn is_database(kind: &sink::Kind) -> bool {
     kind.keys.iter().any(|key| key.name == "table")
 }
 
+/// A path without what changes nothing (`./`, `//`).
+fn plain_path(path: &Path) -> PathBuf {
+    path.components().filter(|part| *part != Component::CurDir).collect()
+}
+
 /// Whether a path (or a glob) means this file, as far as the names tell.
 fn same_file(pattern: &str, file: &str) -> bool {
-    let plain = |path: &str| {
-        let parts = Path::new(path).components().filter(|part| *part != Component::CurDir);
-        parts.collect::<PathBuf>()
-    };
-    let (pattern, file) = (plain(pattern), plain(file));
+    let (pattern, file) = (plain_path(Path::new(pattern)), plain_path(Path::new(file)));
     let glob = || glob::Pattern::new(&pattern.to_string_lossy()).ok();
     let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
     pattern == file || glob().is_some_and(|glob| glob.matches_path_with(&file, options))

@@ -11,7 +11,7 @@ use crate::spec::{Key, Value, Values, units};
 use crate::stream::{GroupSpec, Retain, StreamSpec};
 use crate::topology::{Cache, Http, QuerySpec, Runtime, Sample, Tls, Topology, Tracing};
 
-/// Builds it. The draft has no fault: everything required is there and in range.
+/// Builds it from what could be read: it is whole where the draft has no fault.
 pub(super) fn build(file: &str, draft: &Draft) -> Topology {
     let groups: Vec<GroupSpec> = draft.groups.iter().map(group).collect();
     Topology {

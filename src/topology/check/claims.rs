@@ -1,11 +1,12 @@
 //! What no two components may share: names, ports, routes, counters, origins, tables and files.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use super::{Draft, Findings};
 use crate::spec::text::shown;
-use crate::spec::{Room, Ty};
-use crate::topology::{Topology, promise, same_file};
+use crate::spec::{Key, Room, Ty};
+use crate::topology::{Topology, is_database, plain_path, promise, same_file};
 
 /// Paths that are always served.
 const RESERVED: [&str; 6] = ["/", "/livez", "/healthz", "/readyz", "/metrics", "/streams"];
@@ -140,12 +141,16 @@ fn origins(draft: &Draft, findings: &mut Findings) {
 }
 
 /// What the kinds say they take for themselves, and files that would feed themselves.
-pub(super) fn kinds(topology: &Topology, findings: &mut Findings) {
+pub(super) fn kinds(draft: &Draft, topology: &Topology, findings: &mut Findings) {
     let mut taken: HashMap<(&str, String), (Room, String)> = HashMap::new();
-    let streams = topology.streams.iter().filter_map(|stream| {
+    let sound = |name: &str| draft.stream(name).is_some_and(|part| part.sound);
+    let streams = topology.streams.iter().filter(|stream| sound(&stream.name));
+    let streams = streams.filter_map(|stream| {
         Some((stream.kind.name, (stream.kind.claims)(stream)?, Room::Stream, &stream.name))
     });
-    let sinks = topology.sinks.iter().filter_map(|sink| {
+    let sound = |name: &str| draft.sink(name).is_some_and(|part| part.sound);
+    let sinks = topology.sinks.iter().filter(|sink| sound(&sink.name));
+    let sinks = sinks.filter_map(|sink| {
         Some((sink.kind.name, (sink.kind.claims)(&sink.values)?, Room::Sink, &sink.name))
     });
     for (kind, claim, room, name) in streams.chain(sinks) {
@@ -161,7 +166,43 @@ pub(super) fn kinds(topology: &Topology, findings: &mut Findings) {
         }
         taken.insert((kind, claim), (room, name.to_string()));
     }
+    files(topology, findings);
     circles(topology, findings);
+}
+
+/// One file written by components of two kinds. Only databases can share one.
+fn files(topology: &Topology, findings: &mut Findings) {
+    let paths = |keys: &'static [Key]| keys.iter().filter(|key| matches!(key.ty, Ty::Path));
+    let mut all = Vec::new();
+    for stream in &topology.streams {
+        for key in paths(stream.kind.keys) {
+            let path = stream.values.opt_path(key.name);
+            all.extend(path.map(|path| (path, Room::Stream, &stream.name, key.name, true)));
+        }
+    }
+    for sink in &topology.sinks {
+        for key in paths(sink.kind.keys) {
+            let (path, shares) = (sink.values.opt_path(key.name), is_database(sink.kind));
+            all.extend(path.map(|path| (path, Room::Sink, &sink.name, key.name, shares)));
+        }
+    }
+    let mut taken: HashMap<PathBuf, (Room, &str, bool)> = HashMap::new();
+    for (path, room, name, key, shares) in &all {
+        let Some((first_room, first, first_shares)) = taken.get(&plain_path(path)) else {
+            taken.insert(plain_path(path), (*room, name, *shares));
+            continue;
+        };
+        if shares == first_shares {
+            continue;
+        }
+        let message = format!(
+            "`{}.{name}` and `{}.{first}` both write the file {} (one for each)",
+            room.noun(),
+            first_room.noun(),
+            shown(&path.to_string_lossy())
+        );
+        findings.fault(&[room.noun(), name, key], message);
+    }
 }
 
 /// A source that reads the file which its own events are written to.

@@ -183,20 +183,21 @@ fn room<K: Kind>(
         };
         let (mut values, mut problems) = table.read(raw);
         problems.retain(|problem| problem.path != [KIND.name]);
-        let sound = |problem: &parse::Problem| {
-            problem.path.first().is_some_and(|key| !own.iter().any(|own| own.name == key))
+        let of_kind = |problem: &parse::Problem| {
+            problem.path.first().is_none_or(|key| own.iter().any(|own| own.name == key))
         };
+        let sound = !problems.iter().any(of_kind);
         if let Some(kind) = kind {
             values.set(KIND.name, Value::Str(kind.name().to_owned()));
             // A rule between keys is asked only where each of them could be read.
-            if problems.iter().all(sound) {
+            if sound {
                 for Complaint { key, message } in kind.complaints(&values) {
                     findings.fault(&[room.noun(), name, key], message);
                 }
             }
         }
         report(&[room.noun(), name], problems, findings);
-        parts.push(Part { name: name.to_owned(), kind, values });
+        parts.push(Part { name: name.to_owned(), kind, values, sound });
     }
     parts
 }
@@ -275,7 +276,7 @@ fn groups(
         let table = Table { ignores: &some_kinds, ..Table::new(&owner, keys) };
         let (values, problems) = table.read(raw);
         report(&["group", name], problems, findings);
-        parts.push(Part { name: name.to_owned(), kind, values });
+        parts.push(Part { name: name.to_owned(), kind, values, sound: true });
     }
     parts
 }
@@ -286,7 +287,7 @@ fn queries(root: &RawTable, findings: &mut Findings) -> Vec<Part<()>> {
         let owner = format!("query.{}", shown(name));
         let (values, problems) = Table::new(&owner, tables::QUERY.iter()).read(raw);
         report(&["query", name], problems, findings);
-        parts.push(Part { name: name.to_owned(), kind: None, values });
+        parts.push(Part { name: name.to_owned(), kind: None, values, sound: true });
     }
     parts
 }

@@ -21,6 +21,8 @@ struct Part<K: 'static> {
     /// Its kind, where that is known; of a group, the kind of the stream it reads.
     kind: Option<&'static K>,
     values: Values,
+    /// All of its kind's own keys could be read.
+    sound: bool,
 }
 
 impl<K> Part<K> {
@@ -49,6 +51,20 @@ impl Draft {
 
     fn sink(&self, name: &str) -> Option<&Part<sink::Kind>> {
         self.sinks.iter().find(|part| part.name == name)
+    }
+
+    fn has(&self, room: Room, name: &str) -> bool {
+        fn of<K>(parts: &[Part<K>], name: &str) -> bool {
+            parts.iter().any(|part| part.name == name)
+        }
+        match room {
+            Room::Source => of(&self.sources, name),
+            Room::Stream => of(&self.streams, name),
+            Room::Group => of(&self.groups, name),
+            Room::Sink => of(&self.sinks, name),
+            Room::Query => of(&self.queries, name),
+            Room::SinkOrStream => of(&self.sinks, name) || of(&self.streams, name),
+        }
     }
 
     /// The names of a table's components, in the order of the file.
@@ -112,11 +128,8 @@ pub(super) fn check(
     limits::log(&mut draft.runtime, env, &mut findings);
     relations::check(&draft, &mut findings);
     claims::check(&draft, &mut findings);
-    if !findings.faults.is_empty() {
-        return Err(wrong(findings.faults));
-    }
     let mut topology = build::build(file, &draft);
-    claims::kinds(&topology, &mut findings);
+    claims::kinds(&draft, &topology, &mut findings);
     if !findings.faults.is_empty() {
         return Err(wrong(findings.faults));
     }

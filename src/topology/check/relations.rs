@@ -1,5 +1,7 @@
 //! What components ask of each other: names that exist, no circles, and only what a kind can do.
 
+use std::collections::{HashMap, VecDeque};
+
 use super::{Draft, Findings, Part};
 use crate::spec::text::{did_you_mean, listed, shown};
 use crate::spec::{Key, Room, Ty, Value, Values};
@@ -69,10 +71,10 @@ fn reference(
     path: &[&str; 3],
     findings: &mut Findings,
 ) {
-    let known = draft.names(wanted);
-    if known.contains(&name) {
+    if draft.has(wanted, name) {
         return;
     }
+    let known = draft.names(wanted);
     let allowed = match wanted {
         Room::SinkOrStream => format!(
             "sinks: {}; streams: {}",
@@ -81,7 +83,7 @@ fn reference(
         ),
         _ => format!("{}s: {}", wanted.noun(), listed(known.iter().copied(), "and")),
     };
-    let elsewhere = Room::TABLES.into_iter().find(|room| draft.names(*room).contains(&name));
+    let elsewhere = Room::TABLES.into_iter().find(|room| draft.has(*room, name));
     let message = match elsewhere {
         Some(other) => format!(
             "`{} = \"{name}\"` names a {}, and a {} stands here ({allowed})",
@@ -103,51 +105,69 @@ fn reference(
 /// Streams that groups carry round in a circle: each circle is said once, at the group that comes
 /// first in the file.
 fn cycles(draft: &Draft, findings: &mut Findings) {
-    let index = |name: &str| draft.streams.iter().position(|stream| stream.name == name);
-    let edges: Vec<(usize, usize, usize)> = (draft.groups.iter().enumerate())
-        .filter_map(|(group, part)| {
-            Some((index(part.values.str("from"))?, index(part.values.str("to"))?, group))
-        })
-        .collect();
-    let mut circled = vec![false; draft.streams.len()];
-    for (from, to, group) in &edges {
-        if circled[*from] {
+    let index: HashMap<&str, usize> =
+        draft.streams.iter().enumerate().map(|(i, part)| (part.name.as_str(), i)).collect();
+    let at = |values: &Values, key: &str| index.get(values.str(key)).copied();
+    let mut next: Vec<Vec<usize>> = vec![Vec::new(); draft.streams.len()];
+    let mut edges = Vec::new();
+    for group in &draft.groups {
+        if let Some((from, to)) = at(&group.values, "from").zip(at(&group.values, "to")) {
+            next[from].push(to);
+            edges.push((from, to, group));
+        }
+    }
+    let mut done = without_way_back(&next);
+    for (from, to, group) in edges {
+        if done[from] || done[to] {
             continue;
         }
-        let Some(path) = path_between(&edges, draft.streams.len(), *to, *from) else { continue };
-        let streams = || std::iter::once(*from).chain(path.iter().copied());
-        streams().for_each(|stream| circled[stream] = true);
-        let names: Vec<&str> = streams().map(|at| draft.streams[at].name.as_str()).collect();
+        let Some(way) = way(&next, to, from) else { continue };
+        let streams = || std::iter::once(from).chain(way.iter().copied());
+        streams().for_each(|stream| done[stream] = true);
+        let names: Vec<String> = streams().map(|at| shown(&draft.streams[at].name)).collect();
         let message = format!(
             "events would go in a circle: {} (no way may lead back to where it came from)",
             names.join(" → ")
         );
-        findings.fault(&draft.groups[*group].path(Room::Group, "to"), message);
+        findings.fault(&group.path(Room::Group, "to"), message);
     }
 }
 
-/// The shortest way along the edges, both ends included.
-fn path_between(
-    edges: &[(usize, usize, usize)],
-    nodes: usize,
-    start: usize,
-    end: usize,
-) -> Option<Vec<usize>> {
-    let mut came_from: Vec<Option<usize>> = vec![None; nodes];
-    let mut seen = vec![false; nodes];
-    let mut queue = std::collections::VecDeque::from([start]);
+/// Streams that cannot be part of a circle: everything that flows into them is such a stream too.
+fn without_way_back(next: &[Vec<usize>]) -> Vec<bool> {
+    let mut inflows = vec![0; next.len()];
+    next.iter().flatten().for_each(|to| inflows[*to] += 1);
+    let mut ready: Vec<usize> = (0..next.len()).filter(|stream| inflows[*stream] == 0).collect();
+    let mut out = vec![false; next.len()];
+    while let Some(stream) = ready.pop() {
+        out[stream] = true;
+        for to in &next[stream] {
+            inflows[*to] -= 1;
+            if inflows[*to] == 0 {
+                ready.push(*to);
+            }
+        }
+    }
+    out
+}
+
+/// The shortest way from one stream to another, both included.
+fn way(next: &[Vec<usize>], start: usize, end: usize) -> Option<Vec<usize>> {
+    let mut came_from: Vec<Option<usize>> = vec![None; next.len()];
+    let mut seen = vec![false; next.len()];
+    let mut queue = VecDeque::from([start]);
     seen[start] = true;
     while let Some(at) = queue.pop_front() {
         if at == end {
-            let mut path: Vec<usize> =
-                std::iter::successors(Some(end), |at| came_from[*at]).collect();
-            path.reverse();
-            return Some(path);
+            let back = std::iter::successors(Some(end), |at| came_from[*at]);
+            let mut way: Vec<usize> = back.collect();
+            way.reverse();
+            return Some(way);
         }
-        for (_, next, _) in edges.iter().filter(|(from, _, _)| *from == at) {
-            if !std::mem::replace(&mut seen[*next], true) {
-                came_from[*next] = Some(at);
-                queue.push_back(*next);
+        for to in &next[at] {
+            if !std::mem::replace(&mut seen[*to], true) {
+                came_from[*to] = Some(at);
+                queue.push_back(*to);
             }
         }
     }

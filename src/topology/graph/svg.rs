@@ -13,7 +13,7 @@ const LEGEND: f64 = 34.0;
 const INSET: f64 = 16.0;
 
 /// Colours by role: on light, on dark.
-const COLOURS: [(Role, &str, &str); 5] = [
+const COLOURS: [Colour; 5] = [
     (Role::Source, "#2f855a", "#68d391"),
     (Role::Stream, "#2b6cb0", "#63b3ed"),
     (Role::Group, "#6b46c1", "#b794f4"),
@@ -51,32 +51,61 @@ pub(super) fn draw(graph: &Graph) -> String {
     out
 }
 
+/// Colours go into rules and not into CSS variables, which many viewers do not know.
 fn style(out: &mut String) {
     out.push_str(
         "<style>\n\
-         svg { --ground: #ffffff; --box: #f7f9fb; --line: #d5dce4; --text: #1a202c; --dim: #5a6472; --edge: #94a0ae }\n",
+         text { font-family: ui-sans-serif, system-ui, sans-serif; font-size: 12px }\n\
+         .name { font-size: 14px; font-weight: 600 }\n\
+         .edge { fill: none; stroke-width: 1.6 }\n",
     );
-    for (role, light, _) in COLOURS {
-        let _ = writeln!(out, ".{} {{ --role: {light} }}", role.noun());
+    rules(&LIGHT, |(_, light, _)| light, out);
+    out.push_str("@media (prefers-color-scheme: dark) {\n");
+    rules(&DARK, |(_, _, dark)| dark, out);
+    out.push_str("}\n</style>\n");
+}
+
+/// What has the same colour for every role.
+struct Ground {
+    ground: &'static str,
+    boxes: &'static str,
+    line: &'static str,
+    text: &'static str,
+    dim: &'static str,
+    edge: &'static str,
+}
+
+const LIGHT: Ground = Ground {
+    ground: "#ffffff",
+    boxes: "#f7f9fb",
+    line: "#d5dce4",
+    text: "#1a202c",
+    dim: "#5a6472",
+    edge: "#94a0ae",
+};
+
+const DARK: Ground = Ground {
+    ground: "#14181d",
+    boxes: "#1e242b",
+    line: "#37414c",
+    text: "#edf1f5",
+    dim: "#a3adba",
+    edge: "#66727f",
+};
+
+type Colour = (Role, &'static str, &'static str);
+
+fn rules(ground: &Ground, of: fn(Colour) -> &'static str, out: &mut String) {
+    let Ground { ground, boxes, line, text, dim, edge } = ground;
+    let _ = writeln!(
+        out,
+        ".ground {{ fill: {ground} }}\n.box {{ fill: {boxes}; stroke: {line} }}\n\
+         text {{ fill: {dim} }}\n.name {{ fill: {text} }}\n\
+         .edge {{ stroke: {edge} }}\n.tip {{ fill: {edge} }}"
+    );
+    for colour in COLOURS {
+        let _ = writeln!(out, ".{} .bar {{ fill: {} }}", colour.0.noun(), of(colour));
     }
-    out.push_str(
-        "@media (prefers-color-scheme: dark) {\n\
-         svg { --ground: #14181d; --box: #1e242b; --line: #37414c; --text: #edf1f5; --dim: #a3adba; --edge: #66727f }\n",
-    );
-    for (role, _, dark) in COLOURS {
-        let _ = writeln!(out, ".{} {{ --role: {dark} }}", role.noun());
-    }
-    out.push_str(
-        "}\n\
-         text { font-family: ui-sans-serif, system-ui, sans-serif; font-size: 12px; fill: var(--dim) }\n\
-         .name { font-size: 14px; font-weight: 600; fill: var(--text) }\n\
-         .ground { fill: var(--ground) }\n\
-         .box { fill: var(--box); stroke: var(--line) }\n\
-         .bar { fill: var(--role) }\n\
-         .edge { fill: none; stroke: var(--edge); stroke-width: 1.6 }\n\
-         .tip { fill: var(--edge) }\n\
-         </style>\n",
-    );
 }
 
 /// A box with a bar in the colour of its role, its name, and what it is.

@@ -1,5 +1,0 @@
-//! What several tests share.
-
-#![allow(dead_code)]
-
-pub mod kinds;
