@@ -100,6 +100,9 @@ fn visible(c: char) -> impl Iterator<Item = char> {
     escaped.into_iter().flatten().chain(plain)
 }
 
+/// Words that a near miss is looked for among: comparing takes time.
+const CANDIDATES_MAX: usize = 500;
+
 /// The candidate that `word` was most likely meant to be.
 pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let folded = fold(word);
@@ -132,6 +135,7 @@ pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Op
     };
     candidates
         .into_iter()
+        .take(CANDIDATES_MAX)
         .filter(|candidate| *candidate != word)
         .map(|candidate| (distance(candidate), candidate))
         .filter(|(distance, candidate)| {

@@ -1,5 +1,6 @@
 //! From a draft without faults to a typed topology.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::topology::{Cache, Http, QuerySpec, Runtime, Sample, Tls, Topology, Tr
 
 /// Builds it from what could be read: it is whole where the draft has no fault.
 pub(super) fn build(file: &str, draft: &Draft) -> Topology {
+    let written = draft.written();
     let groups: Vec<GroupSpec> = draft.groups.iter().map(group).collect();
     Topology {
         file: PathBuf::from(file),
@@ -20,7 +22,7 @@ pub(super) fn build(file: &str, draft: &Draft) -> Topology {
         http: draft.http.as_ref().map(http),
         tracing: draft.tracing.as_ref().map(tracing),
         sources: draft.sources.iter().filter_map(source).collect(),
-        streams: draft.streams.iter().filter_map(|part| stream(draft, part, &groups)).collect(),
+        streams: draft.streams.iter().filter_map(|part| stream(&written, part, &groups)).collect(),
         groups,
         sinks: draft.sinks.iter().filter_map(sink).collect(),
         queries: draft.queries.iter().map(query).collect(),
@@ -114,18 +116,15 @@ fn source(part: &Part<crate::source::Kind>) -> Option<SourceSpec> {
 }
 
 fn stream(
-    draft: &Draft,
+    written: &HashSet<&str>,
     part: &Part<crate::stream::Kind>,
     groups: &[GroupSpec],
 ) -> Option<StreamSpec> {
     let kind = part.kind?;
-    let writes = |values: &Values| values.str("to") == part.name;
-    let written = draft.sources.iter().any(|part| writes(&part.values))
-        || draft.groups.iter().any(|part| writes(&part.values));
     let retain = match part.values.get("retain") {
         Some(Value::Duration(age)) => Retain::Age(*age),
         Some(Value::Str(word)) if word == "forever" => Retain::Forever,
-        None if !written => Retain::Forever,
+        None if !written.contains(part.name.as_str()) => Retain::Forever,
         _ => Retain::Acked,
     };
     Some(StreamSpec {

@@ -6,6 +6,8 @@ mod components;
 mod limits;
 mod relations;
 
+use std::collections::HashSet;
+
 use super::Topology;
 use super::env::Environment;
 use super::fault::{self, Fault, Faults};
@@ -51,6 +53,22 @@ impl Draft {
 
     fn sink(&self, name: &str) -> Option<&Part<sink::Kind>> {
         self.sinks.iter().find(|part| part.name == name)
+    }
+
+    /// The streams and sinks that a source or a group of the file writes.
+    fn written(&self) -> HashSet<&str> {
+        let sources = self.sources.iter().map(|part| part.values.str("to"));
+        sources.chain(self.groups.iter().map(|part| part.values.str("to"))).collect()
+    }
+
+    /// The sinks that a query of the file reads.
+    fn queried(&self) -> HashSet<&str> {
+        self.queries.iter().map(|part| part.values.str("sink")).collect()
+    }
+
+    /// The streams that a group of the file reads.
+    fn read(&self) -> HashSet<&str> {
+        self.groups.iter().map(|part| part.values.str("from")).collect()
     }
 
     fn has(&self, room: Room, name: &str) -> bool {

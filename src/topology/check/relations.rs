@@ -28,10 +28,10 @@ pub(super) fn check(draft: &Draft, findings: &mut Findings) {
             findings.fault(&query.path(Room::Query, "sink"), message);
         }
     }
+    let (delivered, queried) = (draft.written(), draft.queried());
     for sink in &draft.sinks {
-        if !draft.groups.iter().any(|group| group.values.str("to") == sink.name)
-            && !draft.queries.iter().any(|query| query.values.str("sink") == sink.name)
-        {
+        let name = sink.name.as_str();
+        if !delivered.contains(name) && !queried.contains(name) {
             let message = format!("no group delivers to `sink.{}`", shown(&sink.name));
             findings.warn(&["sink", &sink.name], message);
         }
@@ -230,6 +230,7 @@ fn group_asks(draft: &Draft, group: &Part<crate::stream::Kind>, findings: &mut F
 
 /// What streams ask of their kind, and whether anything happens on them.
 fn streams(draft: &Draft, findings: &mut Findings) {
+    let (written, read) = (draft.written(), draft.read());
     for stream in &draft.streams {
         let name = stream.name.as_str();
         if let Some(kind) = stream.kind {
@@ -249,11 +250,7 @@ fn streams(draft: &Draft, findings: &mut Findings) {
                 findings.fault(&stream.path(Room::Stream, "retain"), message);
             }
         }
-        let writes = |values: &Values| values.str("to") == name;
-        let written = draft.sources.iter().any(|part| writes(&part.values))
-            || draft.groups.iter().any(|part| writes(&part.values));
-        let read = draft.groups.iter().any(|part| part.values.str("from") == name);
-        if !written && !read {
+        if !written.contains(name) && !read.contains(name) {
             let message = format!(
                 "nothing of this file writes `stream.{}` and no group reads it",
                 shown(name)
