@@ -50,8 +50,8 @@ pub async fn run(args: Args) -> Result<()> {
                 }
             }
         }
-        (Action::Drop, None) => bail!(Wrong("name the group to drop".to_owned())),
-        (Action::Drop, Some(name)) if declared(name) => bail!(Wrong(format!(
+        (Action::Drop, None) => bail!(Wrong::Usage("name the group to drop".to_owned())),
+        (Action::Drop, Some(name)) if declared(name) => bail!(Wrong::Usage(format!(
             "group {name} is declared in the file, and would be made again at the next start \
              (take [group.{name}] out of the file first)"
         ))),

@@ -1,13 +1,17 @@
 //! The command line, a file a command.
 
+pub mod check;
 pub mod dead;
+pub mod graph;
 pub mod group;
 mod idle;
 pub mod peek;
 pub mod publish;
 pub mod run;
+pub mod schema;
 pub mod status;
 
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,8 +20,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::spec::Site;
+use crate::spec::text::{did_you_mean, listed};
 use crate::stream::{Backend, StreamSpec};
-use crate::topology::Topology;
+use crate::topology::{Faults, Topology};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -31,6 +36,12 @@ pub struct Cli {
 enum Command {
     /// Run a topology until it is stopped
     Run(run::Args),
+    /// Check a topology and say what each of its routes promises
+    Check(check::Args),
+    /// Draw a topology
+    Graph(graph::Args),
+    /// Print the JSON Schema of the topology file, for editors
+    Schema(schema::Args),
     /// Publish events by hand
     Publish(publish::Args),
     /// Show the newest events of a stream, touching nothing
@@ -48,6 +59,9 @@ enum Command {
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(args),
+        Command::Check(args) => check::run(&args),
+        Command::Graph(args) => graph::run(&args),
+        Command::Schema(_) => schema::run(),
         Command::Publish(args) => blocking(publish::run(args)),
         Command::Peek(args) => blocking(peek::run(args)),
         Command::Status(args) => blocking(status::run(args)),
@@ -57,20 +71,30 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("aqueduct: {error:#}");
-            let wrong = error.chain().any(|cause| cause.is::<Wrong>());
-            ExitCode::from(if wrong { 2 } else { 1 })
+            match error.downcast_ref::<Wrong>() {
+                Some(Wrong::Topology(faults)) => eprintln!("{faults}"),
+                _ => eprintln!("aqueduct: {error:#}"),
+            }
+            ExitCode::from(if error.is::<Wrong>() { 2 } else { 1 })
         }
     }
 }
 
 /// The command line or the topology is wrong: exit code 2.
 #[derive(Debug)]
-pub struct Wrong(pub String);
+pub enum Wrong {
+    /// What is asked for makes no sense; and what would.
+    Usage(String),
+    /// Everything that is wrong with the file.
+    Topology(Faults),
+}
 
 impl std::fmt::Display for Wrong {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Self::Usage(text) => f.write_str(text),
+            Self::Topology(faults) => faults.fmt(f),
+        }
     }
 }
 
@@ -84,7 +108,18 @@ fn blocking(work: impl Future<Output = Result<()>>) -> Result<()> {
 
 /// Reads and checks the file. Its faults are printed as they are, one a line.
 fn load(file: &Path) -> Result<Topology> {
-    Topology::load(file).map_err(|faults| Wrong(faults.to_string()).into())
+    Topology::load(file).map_err(|faults| Wrong::Topology(faults).into())
+}
+
+/// Prints to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a command knows of its process.
@@ -98,11 +133,10 @@ fn site(topology: &Topology, until_idle: bool) -> Site {
 
 /// The stream of that name.
 fn find_stream<'a>(topology: &'a Topology, name: &str) -> Result<&'a StreamSpec> {
-    let found = topology.streams.iter().find(|stream| *stream.name == *name);
-    found.ok_or_else(|| {
-        let known: Vec<&str> = topology.streams.iter().map(|stream| &*stream.name).collect();
-        Wrong(format!("no stream is named {name} in this file (it has {})", known.join(", ")))
-            .into()
+    topology.stream(name).ok_or_else(|| {
+        let known = || topology.streams.iter().map(|stream| &*stream.name);
+        let (has, meant) = (listed(known(), "and"), did_you_mean(name, known()));
+        Wrong::Usage(format!("no stream of this file is named {name} (it has {has}){meant}")).into()
     })
 }
 
@@ -130,7 +164,7 @@ fn parse_ids(ids: &[String]) -> Result<Vec<crate::event::EventId>> {
         match id.parse() {
             Ok(id) => parsed.push(id),
             Err(_) => {
-                bail!(Wrong(format!("{id} is no event id (a UUID, as `dead list` shows it)")))
+                bail!(Wrong::Usage(format!("{id} is no event id (a UUID, as `dead list` shows it)")))
             }
         }
     }

@@ -38,7 +38,7 @@ pub struct Args {
 /// Publishes, and says how much.
 pub async fn run(args: Args) -> Result<()> {
     let interval = units::duration(&args.interval)
-        .map_err(|why| Wrong(format!("--interval {}: {why}", args.interval)))?;
+        .map_err(|why| Wrong::Usage(format!("--interval {}: {why}", args.interval)))?;
     let topology = load(&args.file)?;
     let backend = open(&topology, find_stream(&topology, &args.stream)?).await?;
     let run = uuid::Uuid::new_v4();

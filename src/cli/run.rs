@@ -16,6 +16,7 @@ use crate::spec::Room;
 use crate::telemetry::board::{Board, room_name};
 use crate::telemetry::logs;
 use crate::topology::Topology;
+use crate::topology::promise::routes;
 use crate::web;
 
 /// Dead letters that `--until-idle` prints for each stream; the rest is counted.
@@ -43,9 +44,7 @@ pub fn run(args: Args) -> Result<()> {
         check_finite(&topology, &part)?;
     }
     logs::start(&topology.runtime.log, topology.runtime.log_json);
-    for warning in &topology.warnings {
-        tracing::warn!("{warning}");
-    }
+    eprint!("{}", topology.warnings_text());
     actix_rt::System::new().block_on(running(Arc::new(topology), part, args.until_idle, &args.file))
 }
 
@@ -139,7 +138,7 @@ fn check_part(topology: &Topology, part: &Part) -> Result<()> {
         sources.chain(groups).map(|(room, name)| format!("{}.{name}", room_name(room))).collect();
     for only in &part.only {
         if !known.contains(only) {
-            bail!(Wrong(format!(
+            bail!(Wrong::Usage(format!(
                 "--only {only} names nothing (this file has {})",
                 known.join(", ")
             )));
@@ -152,7 +151,7 @@ fn check_part(topology: &Topology, part: &Part) -> Result<()> {
 fn check_finite(topology: &Topology, part: &Part) -> Result<()> {
     for source in topology.sources.iter().filter(|s| part.has(Room::Source, &s.name)) {
         if !(source.kind.finite)(&source.values) {
-            bail!(Wrong(format!(
+            bail!(Wrong::Usage(format!(
                 "--until-idle: source {} has no end (a publisher with n = \"1..50\", or a tail, has)",
                 source.name
             )));
@@ -164,7 +163,7 @@ fn check_finite(topology: &Topology, part: &Part) -> Result<()> {
 /// Says what runs and where to look, on standard error.
 fn show_what_to_look_at(topology: &Topology, part: &Part, file: &std::path::Path) {
     eprintln!("aqueduct {} runs {}", env!("CARGO_PKG_VERSION"), file.display());
-    for route in topology.routes() {
+    for route in routes(topology) {
         eprintln!("  {route}");
     }
     if let Some(http) = &topology.http {

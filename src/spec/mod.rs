@@ -1,8 +1,12 @@
 //! How a kind declares its keys, once: parsing, checking, `aqueduct schema` and the reference in
 //! the documentation all come from these tables.
 
+mod fields;
+pub mod parse;
+pub mod text;
 pub mod units;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -100,8 +104,26 @@ pub enum Room {
     SinkOrStream,
 }
 
-/// A checked value.
-#[derive(Clone, Debug, PartialEq)]
+impl Room {
+    /// The tables of the topology file, in the order in which events meet them.
+    pub const TABLES: [Room; 5] =
+        [Room::Source, Room::Stream, Room::Group, Room::Sink, Room::Query];
+
+    /// The name of the table, and what one of its components is called.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Room::Source => "source",
+            Room::Stream => "stream",
+            Room::Group => "group",
+            Room::Sink => "sink",
+            Room::Query => "query",
+            Room::SinkOrStream => "sink or stream",
+        }
+    }
+}
+
+/// A checked value. Its `Debug` shows no secret: no URL's password and no list.
+#[derive(Clone, PartialEq)]
 pub enum Value {
     /// `true` or `false`.
     Bool(bool),
@@ -123,6 +145,23 @@ pub enum Value {
     Json(serde_json::Value),
     /// A database sink's columns, in the order written.
     Columns(Vec<Column>),
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Bool(on) => write!(f, "{on}"),
+            Value::Int(number) => write!(f, "{number}"),
+            Value::Float(number) => write!(f, "{number}"),
+            Value::Str(text) => write!(f, "{:?}", text::redact(text)),
+            Value::Duration(duration) => f.write_str(&units::duration_text(*duration)),
+            Value::Range(first, last) => f.write_str(&units::range_text(*first, *last)),
+            Value::List(list) => write!(f, "[{} strings]", list.len()),
+            Value::Table(values) => values.fmt(f),
+            Value::Json(json) => f.write_str(&text::redact(&json.to_string())),
+            Value::Columns(columns) => columns.fmt(f),
+        }
+    }
 }
 
 /// One column of a database sink.
@@ -202,6 +241,14 @@ impl Values {
     pub fn opt_str(&self, name: &str) -> Option<&str> {
         match self.get(name) {
             Some(Value::Str(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A table with declared keys, if given.
+    pub fn opt_table(&self, name: &str) -> Option<&Values> {
+        match self.get(name) {
+            Some(Value::Table(values)) => Some(values),
             _ => None,
         }
     }

@@ -1,0 +1,85 @@
+//! Where each key and value of the file stands.
+
+use std::collections::HashMap;
+
+use super::fault::Fault;
+use crate::spec::parse::Problem;
+
+/// Where a key and its value come from.
+#[derive(Clone, Debug)]
+enum Spot {
+    /// Byte offsets of the key and of the value in the file.
+    File { key: usize, value: usize },
+    /// The environment variable that overrides it.
+    Variable(String),
+}
+
+/// Where each key of the file stands, by the keys on the way down to it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Places {
+    spots: HashMap<Vec<String>, Spot>,
+    /// The byte offset of each line's start.
+    lines: Vec<usize>,
+    text: String,
+}
+
+impl Places {
+    pub(super) fn of(text: &str) -> Self {
+        let starts =
+            text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(i, _)| i + 1);
+        let lines = std::iter::once(0).chain(starts).collect();
+        Self { spots: HashMap::new(), lines, text: text.to_owned() }
+    }
+
+    pub(super) fn put(&mut self, path: &[String], key: usize, value: usize) {
+        self.spots.insert(path.to_vec(), Spot::File { key, value });
+    }
+
+    /// A variable gives what stands at `path`: tables on the way that the file does not have come
+    /// from it too.
+    pub(super) fn override_with(&mut self, path: &[String], variable: &str) {
+        for depth in 1..path.len() {
+            let spot = self.spots.entry(path[..depth].to_vec());
+            spot.or_insert_with(|| Spot::Variable(variable.to_owned()));
+        }
+        self.spots.retain(|known, _| !(known.len() > path.len() && known.starts_with(path)));
+        self.spots.insert(path.to_vec(), Spot::Variable(variable.to_owned()));
+    }
+
+    /// Line and column, both from 1, of a byte offset.
+    pub(super) fn line_column(&self, offset: usize) -> (usize, usize) {
+        let offset = self.text.floor_char_boundary(offset);
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let start = self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
+        let before = &self.text[start..offset];
+        (line, before.trim_start_matches('\u{feff}').chars().count() + 1)
+    }
+
+    /// A fault at a byte offset of the file.
+    pub(super) fn fault_at(&self, offset: usize, message: String) -> Fault {
+        Fault { place: Some(self.line_column(offset)), variable: None, message }
+    }
+
+    /// A fault of the value (or the key) at `path`, or of the nearest table around it.
+    pub(super) fn fault(&self, path: &[String], at_key: bool, message: String) -> Fault {
+        for depth in (1..=path.len()).rev() {
+            match self.spots.get(&path[..depth]) {
+                Some(Spot::File { key, value }) => {
+                    let offset = if at_key && depth == path.len() { *key } else { *value };
+                    return self.fault_at(offset, message);
+                }
+                Some(Spot::Variable(name)) => {
+                    return Fault { place: None, variable: Some(name.clone()), message };
+                }
+                None => {}
+            }
+        }
+        Fault { place: None, variable: None, message }
+    }
+
+    /// A fault of what was found wrong in the table at `path`.
+    pub(super) fn problem(&self, path: &[String], problem: Problem) -> Fault {
+        let path = [path, problem.path.as_slice()].concat();
+        self.fault(&path, problem.at_key, problem.message)
+    }
+}
