@@ -1,0 +1,390 @@
+//! One open database file of this process, shared by all streams in it: a connection to write
+//! with, one to read with, and the watch over whether the file is still the one that was opened.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result, anyhow};
+use futures_util::future::BoxFuture;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Connection, Row};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
+
+use super::cache::Cache;
+use super::files::{Directory, Files, beside};
+use super::schema;
+
+/// How long a call waits for another process that holds the database locked.
+const BUSY: Duration = Duration::from_secs(15);
+/// Bytes written to the log until it is copied into the database.
+const CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
+/// What a transaction writes beside its events, about.
+const TRANSACTION_BYTES: u64 = 24 * 1024;
+
+/// The open files of this process, so that all who use one share its connections.
+static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Db>>>> = LazyLock::new(Mutex::default);
+
+/// A lock that outlives a panic elsewhere: what it guards is whole between any two statements.
+pub(super) fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One open database file.
+pub(super) struct Db {
+    path: PathBuf,
+    wal: PathBuf,
+    /// Locks beside the database.
+    pub directory: Arc<Directory>,
+    writer: Arc<Mutex<Conn>>,
+    reader: Arc<Mutex<Conn>>,
+    opened: StdMutex<Opened>,
+    /// Wakes one member of a (stream, group).
+    signals: StdMutex<HashMap<(String, String), Arc<Notify>>>,
+    /// Chunks that were appended or read of late.
+    pub cache: StdMutex<Cache>,
+    /// The instances that this process marks as alive, each with the lock that says so.
+    pub instances: StdMutex<HashMap<String, std::fs::File>>,
+}
+
+/// What is open: it changes each time the file is opened anew.
+#[derive(Clone, Copy, Default)]
+struct Opened {
+    files: Option<Files>,
+    generation: u64,
+}
+
+/// A connection. Both of a file are locked in the order writer, reader.
+#[derive(Default)]
+struct Conn {
+    sql: Option<SqliteConnection>,
+    /// Whether a commit waits for the disk.
+    durable: Option<bool>,
+    /// Bytes in the log, about.
+    logged: u64,
+    path: PathBuf,
+    wal: PathBuf,
+    files: Option<Files>,
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        // The last connection to close writes the log into the database. When a copy has just
+        // been written into that very file, that would ruin it, so better never close.
+        if let (Some(sql), Some(files)) = (self.sql.take(), self.files)
+            && !files.stand(&self.path, &self.wal)
+            && files.same_database(&Files::at(&self.path))
+        {
+            std::mem::forget(sql);
+        }
+    }
+}
+
+/// A transaction that writes. Dropped unfinished, it takes its connection with it, which rolls
+/// it back.
+pub(super) struct Tx {
+    /// The connection.
+    pub sql: SqliteConnection,
+    /// Which opening of the file this is.
+    pub generation: u64,
+    /// Bytes of events it writes.
+    pub written: u64,
+}
+
+/// The connection to read with.
+pub(super) struct Read {
+    conn: OwnedMutexGuard<Conn>,
+    /// Which opening of the file this is.
+    pub generation: u64,
+}
+
+impl Read {
+    /// The connection.
+    pub fn sql(&mut self) -> Result<&mut SqliteConnection> {
+        self.conn.sql.as_mut().context("the connection is gone")
+    }
+}
+
+/// Whether a commit waits until it is on the disk, or only outlives the process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Commit {
+    /// It outlives a power cut.
+    Durable,
+    /// It outlives the process. After a power cut it may be undone, together with all after it.
+    Quick,
+}
+
+impl Db {
+    /// The file at `path`, opened unless this process has it open.
+    pub async fn open(path: &Path) -> Result<Arc<Self>> {
+        let path = resolve(path)?;
+        let mut open = OPEN.lock().await;
+        open.retain(|_, db| db.strong_count() > 0);
+        let db = match open.get(&path).and_then(Weak::upgrade) {
+            Some(db) => db,
+            None => {
+                let db = Arc::new(Self::new(path.clone()));
+                open.insert(path, Arc::downgrade(&db));
+                db
+            }
+        };
+        drop(open);
+        let mut conn = db.writer.clone().lock_owned().await;
+        db.ready(&mut conn).await.map_err(|error| db.explain(error))?;
+        Ok(db)
+    }
+
+    fn new(path: PathBuf) -> Self {
+        let wal = beside(&path, "-wal");
+        let conn = || {
+            let mut conn = Conn::default();
+            (conn.path, conn.wal) = (path.clone(), wal.clone());
+            Arc::new(Mutex::new(conn))
+        };
+        Self {
+            directory: Arc::new(Directory::of(&path)),
+            writer: conn(),
+            reader: conn(),
+            opened: StdMutex::default(),
+            signals: StdMutex::default(),
+            cache: StdMutex::default(),
+            instances: StdMutex::default(),
+            path,
+            wal,
+        }
+    }
+
+    /// Runs `work` in a transaction, in a task of its own: a caller that goes away leaves neither
+    /// half a transaction nor a wrong cache behind.
+    pub async fn write<T, W>(self: &Arc<Self>, commit: Commit, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>> + Send + 'static,
+    {
+        let conn = self.writer.clone().lock_owned().await;
+        let db = self.clone();
+        tokio::spawn(async move { db.transact(conn, commit, work).await })
+            .await
+            .unwrap_or_else(|error| Err(anyhow!(error).context("a transaction was cut off")))
+            .map_err(|error| self.explain(error))
+    }
+
+    async fn transact<T, W>(
+        &self,
+        mut conn: OwnedMutexGuard<Conn>,
+        commit: Commit,
+        work: W,
+    ) -> Result<T>
+    where
+        W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>>,
+    {
+        let generation = self.ready(&mut conn).await?;
+        let sql = conn.sql.take().context("the connection is gone")?;
+        let mut tx = Tx { sql, generation, written: TRANSACTION_BYTES };
+        let durable = commit == Commit::Durable;
+        if conn.durable != Some(durable) {
+            let pragma =
+                if durable { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+            sqlx::raw_sql(pragma).execute(&mut tx.sql).await?;
+            conn.durable = Some(durable);
+        }
+        let result = run(&mut tx, work).await;
+        if result.is_err() && !roll_back(&mut tx.sql).await {
+            return result;
+        }
+        conn.logged += tx.written;
+        conn.sql = Some(tx.sql);
+        if conn.logged >= CHECKPOINT_BYTES {
+            self.checkpoint(&mut conn).await;
+        }
+        result
+    }
+
+    /// The connection to read with. Statements on it see what was committed before each.
+    pub async fn read(&self) -> Result<Read> {
+        loop {
+            let conn = self.reader.clone().lock_owned().await;
+            let opened = *lock(&self.opened);
+            if conn.sql.is_some() && self.stands(&opened) {
+                return Ok(Read { conn, generation: opened.generation });
+            }
+            drop(conn);
+            let mut writer = self.writer.clone().lock_owned().await;
+            self.ready(&mut writer).await.map_err(|error| self.explain(error))?;
+        }
+    }
+
+    fn stands(&self, opened: &Opened) -> bool {
+        opened.files.is_some_and(|files| files.stand(&self.path, &self.wal))
+    }
+
+    /// Makes sure that what is open is what stands at the path; answers which opening it is.
+    async fn ready(&self, conn: &mut Conn) -> Result<u64> {
+        let opened = *lock(&self.opened);
+        if conn.sql.is_some() && self.stands(&opened) {
+            return Ok(opened.generation);
+        }
+        let mut reader = self.reader.clone().lock_owned().await;
+        let (directory, path, wal) = (self.directory.clone(), self.path.clone(), self.wal.clone());
+        let way = move || {
+            let lock = directory.lock()?;
+            if let Some(files) = opened.files.filter(|files| !files.stand(&path, &wal)) {
+                tracing::warn!(path = %path.display(), "the database was replaced; opening it anew");
+                files.make_way(&path)?;
+            }
+            Ok::<_, Error>(lock)
+        };
+        let held = tokio::task::spawn_blocking(way).await??;
+        lock(&self.opened).files = None;
+        for conn in [&mut *conn, &mut *reader] {
+            if let Some(sql) = conn.sql.take() {
+                // A connection that cannot even be closed is gone all the same.
+                let _ = sql.close().await;
+            }
+        }
+        let before = Files::at(&self.path);
+        conn.sql = Some(connect_writer(&self.path).await?);
+        reader.sql = Some(connect_reader(&self.path).await?);
+        let files = Files::at(&self.path).opened_after(&before);
+        drop(held);
+        let generation = opened.generation + 1;
+        lock(&self.cache).clear(generation);
+        *lock(&self.opened) = Opened { files: Some(files), generation };
+        for conn in [conn, &mut *reader] {
+            (conn.files, conn.durable, conn.logged) = (Some(files), None, 0);
+        }
+        Ok(generation)
+    }
+
+    /// Copies the log into the database, and lets it start anew.
+    async fn checkpoint(&self, conn: &mut Conn) {
+        let opened = *lock(&self.opened);
+        let Some(sql) = conn.sql.as_mut().filter(|_| self.stands(&opened)) else { return };
+        conn.logged = 0;
+        // What was committed is safe in the log; it is copied with the next checkpoint.
+        if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(sql).await {
+            tracing::warn!(path = %self.path.display(), %error, "could not shorten the log");
+        }
+    }
+
+    /// What wakes the members of a group.
+    pub fn signal(&self, stream: &str, group: &str) -> Arc<Notify> {
+        lock(&self.signals).entry((stream.to_owned(), group.to_owned())).or_default().clone()
+    }
+
+    /// Wakes a member of each group of `stream` (or of one).
+    pub fn wake(&self, stream: &str, group: Option<&str>) {
+        for ((of, name), signal) in &*lock(&self.signals) {
+            if of == stream && group.is_none_or(|group| group == name) {
+                signal.notify_one();
+            }
+        }
+    }
+
+    /// Says which file it was, and what may help.
+    pub fn explain(&self, error: Error) -> Error {
+        let code = error.chain().find_map(|cause| match cause.downcast_ref::<sqlx::Error>()? {
+            sqlx::Error::Database(error) => error.code()?.parse::<i32>().ok(),
+            _ => None,
+        });
+        let remedy = match code.map(|code| code & 0xff) {
+            Some(5 | 6) => " is locked by another process (close what keeps it open)",
+            Some(3 | 8 | 14 | 23) => {
+                " cannot be written (its folder and file must be writable by this user)"
+            }
+            Some(13) => " cannot grow: the disk is full (free some space)",
+            Some(10) => " cannot be read or written: the disk reports an error or is full",
+            Some(11) => " is damaged (put back a copy, or remove the file and its -wal and -shm)",
+            Some(26) => " is not a database (give the stream another `path`)",
+            _ => "",
+        };
+        error.context(format!("stream database {}{remedy}", self.path.display()))
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        for instance in lock(&self.instances).keys() {
+            self.directory.forget(instance);
+        }
+    }
+}
+
+async fn run<T, W>(tx: &mut Tx, work: W) -> Result<T>
+where
+    W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>>,
+{
+    // At once, so that no one else's commit can come between a look and a write.
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut tx.sql).await?;
+    let value = work(tx).await?;
+    sqlx::query("COMMIT").execute(&mut tx.sql).await?;
+    Ok(value)
+}
+
+/// Ends a transaction that failed; `false` where the connection is of no use any more.
+async fn roll_back(sql: &mut SqliteConnection) -> bool {
+    match sqlx::query("ROLLBACK").execute(sql).await {
+        Ok(_) => true,
+        // A full disk has rolled it back already.
+        Err(sqlx::Error::Database(error)) => error.message().contains("no transaction is active"),
+        Err(_) => false,
+    }
+}
+
+/// The path by which all who open the same file know it.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    if let Ok(path) = path.canonicalize() {
+        return Ok(path);
+    }
+    let name = path.file_name().with_context(|| {
+        format!("stream database {} is no file's name (give `path` a file)", path.display())
+    })?;
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder)
+        .and_then(|()| folder.canonicalize())
+        .with_context(|| format!("failed to create the folder of {}", path.display()))
+        .map(|folder| folder.join(name))
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(BUSY)
+        .pragma("wal_autocheckpoint", "0")
+        .pragma("cache_size", "-2048")
+        .pragma("journal_size_limit", "33554432")
+        // A stream of chunks is often left early: read no more rows ahead than that.
+        .row_buffer_size(4)
+        .disable_statement_logging()
+}
+
+async fn connect_writer(path: &Path) -> Result<SqliteConnection> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut sql = options(path).create_if_missing(true).connect().await?;
+    schema::check(&mut sql).await?;
+    // Asked for only where it is not on already: it needs the file alone.
+    let asked = |sql| sqlx::raw_sql(sql);
+    let mode: String = asked("PRAGMA journal_mode").fetch_one(&mut sql).await?.try_get(0)?;
+    if mode != "wal" {
+        let mode: String =
+            asked("PRAGMA journal_mode = WAL").fetch_one(&mut sql).await?.try_get(0)?;
+        anyhow::ensure!(mode == "wal", "no write-ahead log is possible here (use a local disk)");
+    }
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut sql).await?;
+    schema::prepare(&mut sql).await?;
+    sqlx::query("COMMIT").execute(&mut sql).await?;
+    Ok(sql)
+}
+
+async fn connect_reader(path: &Path) -> Result<SqliteConnection> {
+    let mut sql = options(path).pragma("query_only", "ON").connect().await?;
+    // SQLite opens the log only when it first reads.
+    sqlx::query("SELECT COUNT(*) FROM meta").fetch_one(&mut sql).await?;
+    Ok(sql)
+}

@@ -1,0 +1,235 @@
+//! The files of a database, and what is done when somebody put others in their place.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// How long a file that was put in our place must have stayed as it is before it is opened:
+/// whoever restores a copy may be in the middle of it.
+const SETTLED: Duration = Duration::from_millis(400);
+/// How long we wait for that, at most.
+const SETTLING_MAX: Duration = Duration::from_secs(20);
+
+/// Which file stands at a path.
+type Id = Option<(u64, u64)>;
+
+/// Which files stand at the paths of a database. SQLite goes on with the files it opened whatever
+/// happens to their names, so this tells whether what it has open is still what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Files {
+    db: Id,
+    wal: Id,
+    shm: Id,
+}
+
+impl Files {
+    /// What stands there now.
+    pub fn at(path: &Path) -> Self {
+        Self { db: id(path), wal: id(&beside(path, "-wal")), shm: id(&beside(path, "-shm")) }
+    }
+
+    /// Whether the database and its log are still there (two system calls).
+    pub fn stand(&self, path: &Path, wal: &Path) -> bool {
+        self.db.is_some() && id(path) == self.db && id(wal) == self.wal
+    }
+
+    /// Whether the database file itself is the same one.
+    pub fn same_database(&self, other: &Self) -> bool {
+        self.db == other.db
+    }
+
+    /// What was opened, where `before` stood just before: should the database have been replaced
+    /// in between, the next look tells.
+    pub fn opened_after(self, before: &Self) -> Self {
+        Self { db: before.db.or(self.db), ..self }
+    }
+
+    /// Makes what was put at `path` ready to be opened, after `self` was open there.
+    ///
+    /// A copy written into the very file that SQLite holds open gets an inode of its own: only
+    /// then does SQLite see that its file has moved, and neither writes its old log into the copy
+    /// when it closes, nor shares its index with whoever opens it anew. A log that belonged to
+    /// the file that is gone is removed: read into another one it would corrupt it.
+    ///
+    /// Blocks. Call it with the lock of [`Directory::lock`] held.
+    pub fn make_way(&self, path: &Path) -> Result<()> {
+        settle(path);
+        let now = Self::at(path);
+        if now.db.is_none() || now.db != self.db {
+            for (suffix, then, now) in [("-wal", self.wal, now.wal), ("-shm", self.shm, now.shm)] {
+                if now.is_some() && now == then {
+                    remove(&beside(path, suffix))?;
+                }
+            }
+            return Ok(());
+        }
+        let copy = beside(path, "-restored");
+        fs::copy(path, &copy)
+            .and_then(|_| File::open(&copy)?.sync_all())
+            .and_then(|()| fs::rename(&copy, path))
+            .with_context(|| {
+                format!("failed to take over {}, which was restored in place", path.display())
+            })?;
+        if now.shm.is_some() && now.shm == self.shm {
+            remove(&beside(path, "-shm"))?;
+        }
+        Ok(())
+    }
+}
+
+/// `path` with a suffix added to the file's name.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn id(path: &Path) -> Id {
+    fs::metadata(path).ok().map(|data| (data.dev(), data.ino()))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("failed to remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Waits until nothing changes at `path` any more.
+fn settle(path: &Path) {
+    let look =
+        || fs::metadata(path).ok().map(|data| (data.ino(), data.len(), data.modified().ok()));
+    let start = Instant::now();
+    let (mut seen, mut since) = (look(), start);
+    while since.elapsed() < SETTLED && start.elapsed() < SETTLING_MAX {
+        sleep(Duration::from_millis(20));
+        let now = look();
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+    }
+}
+
+/// The folder beside a database (`<path>.d`) with the locks that tell who is alive.
+#[derive(Debug)]
+pub(super) struct Directory(PathBuf);
+
+impl Directory {
+    /// The folder of the database at `path`.
+    pub fn of(path: &Path) -> Self {
+        Self(beside(path, ".d"))
+    }
+
+    fn file(&self, name: &str) -> Result<File> {
+        let path = self.0.join(name);
+        let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        open().or_else(|_| fs::create_dir_all(&self.0).and_then(|()| open())).with_context(|| {
+            format!("failed to write {} (is the folder writable?)", path.display())
+        })
+    }
+
+    /// Keeps other processes from opening or taking over the database at the same time. Blocks.
+    pub fn lock(&self) -> Result<File> {
+        let file = self.file("open.lock")?;
+        file.lock().with_context(|| format!("failed to lock a file in {}", self.0.display()))?;
+        Ok(file)
+    }
+
+    /// Marks `instance` as alive for as long as the file is open. `None`: another process does.
+    pub fn claim(&self, instance: &str) -> Result<Option<File>> {
+        let name = lock_name(instance);
+        loop {
+            let file = self.file(&name)?;
+            if file.try_lock().is_err() {
+                return Ok(None);
+            }
+            // Between opening and locking it, the one before may have removed it.
+            if self.is_claim(instance, &file) {
+                return Ok(Some(file));
+            }
+        }
+    }
+
+    /// Whether `file` is (still) what others find when they ask for `instance`.
+    pub fn is_claim(&self, instance: &str, file: &File) -> bool {
+        let held = file.metadata().ok().map(|data| (data.dev(), data.ino()));
+        held.is_some() && held == id(&self.0.join(lock_name(instance)))
+    }
+
+    /// Forgets an instance whose claim is held here.
+    pub fn forget(&self, instance: &str) {
+        // What stays behind is an empty file that the next one to look takes for dead again.
+        let _ = fs::remove_file(self.0.join(lock_name(instance)));
+    }
+}
+
+/// A file's name for an instance, whatever characters that has.
+fn lock_name(instance: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if instance.len() <= 200 && !instance.is_empty() && instance.bytes().all(plain) {
+        format!("{instance}.alive")
+    } else {
+        format!("%{:016x}.alive", crate::event::hash(instance.as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_is_claimed_once_and_again_after_it_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("streams.db");
+        let (one, other) = (Directory::of(&path), Directory::of(&path));
+        let claim = one.claim("host/1").unwrap().unwrap();
+        assert!(other.claim("host/1").unwrap().is_none());
+        assert!(other.claim("host/2").unwrap().is_some());
+        drop(claim);
+        assert!(other.claim("host/1").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_claim_whose_folder_was_removed_is_no_claim() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::of(&folder.path().join("streams.db"));
+        let claim = directory.claim("a").unwrap().unwrap();
+        assert!(directory.is_claim("a", &claim));
+        fs::remove_dir_all(&directory.0).unwrap();
+        assert!(!directory.is_claim("a", &claim));
+        assert!(directory.claim("a").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_log_left_from_the_file_before_is_removed_and_a_new_one_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("streams.db");
+        let wal = beside(&path, "-wal");
+        for file in [&path, &wal] {
+            fs::write(file, "old").unwrap();
+        }
+        let before = Files::at(&path);
+        assert!(before.stand(&path, &wal));
+        fs::write(folder.path().join("copy"), "new").unwrap();
+        fs::rename(folder.path().join("copy"), &path).unwrap();
+        assert!(!before.stand(&path, &wal));
+        before.make_way(&path).unwrap();
+        assert!(!wal.exists());
+
+        let before = Files::at(&path);
+        fs::write(&wal, "with the copy").unwrap();
+        assert!(!before.stand(&path, &wal));
+        let inode = id(&path);
+        before.make_way(&path).unwrap();
+        assert!(wal.exists());
+        assert_ne!(id(&path), inode);
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+}

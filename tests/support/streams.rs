@@ -1,0 +1,204 @@
+//! What the tests of stream backends share: a place for a stream of its own, events, and members.
+
+#![allow(dead_code)] // Every test file uses another part of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use aqueduct::event::{Delivery, Event, EventId, Origin, Sequence, Ticket};
+use aqueduct::source::{Move, Position};
+use aqueduct::spec::{Site, Value, Values};
+use aqueduct::stream::{
+    self, Append, Appended, Backend, GroupSpec, GroupStatus, Reader, ReaderSpec, Retain,
+    StreamSpec, Writer,
+};
+use tempfile::TempDir;
+
+/// How long a test waits for what must happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test looks on where nothing must happen.
+pub const GLANCE: Duration = Duration::from_millis(400);
+/// A batch's size, where it does not matter.
+pub const BYTES: usize = 4 << 20;
+
+/// Where a stream is that no other test knows.
+pub struct Place {
+    /// As a topology file would have it. A test may change it before it opens the stream.
+    pub spec: StreamSpec,
+    /// Removed with the place.
+    pub folder: TempDir,
+    members: AtomicU32,
+}
+
+impl Place {
+    /// A place for the embedded backend.
+    pub fn embedded() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("streams.db").to_str().unwrap().to_owned();
+        let mut values = Values::default();
+        values.set("path", Value::Str(path));
+        Self::new("embedded", values, folder)
+    }
+
+    fn new(kind: &str, values: Values, folder: TempDir) -> Self {
+        let kind = stream::KINDS.iter().find(|known| known.name == kind).unwrap();
+        let spec = StreamSpec {
+            name: "s".into(),
+            kind,
+            shards: 1,
+            retain: Retain::Acked,
+            max_backlog: 10_000_000,
+            groups: vec![group("g")],
+            values,
+        };
+        Self { spec, folder, members: AtomicU32::new(0) }
+    }
+
+    /// Opens the stream as this process.
+    pub async fn open(&self) -> Arc<dyn Backend> {
+        self.open_as(&self.spec).await
+    }
+
+    /// Opens it with another spec.
+    pub async fn open_as(&self, spec: &StreamSpec) -> Arc<dyn Backend> {
+        (spec.kind.open)(spec.clone(), self.site()).await.unwrap()
+    }
+
+    /// This process, as the backend knows it.
+    pub fn site(&self) -> Site {
+        let data_dir = self.folder.path().to_owned();
+        Site { data_dir, instance: "here".into(), until_idle: false }
+    }
+
+    /// A new member of the stream's group of that name.
+    pub async fn member(&self, backend: &Arc<dyn Backend>, name: &str) -> Arc<dyn Reader> {
+        let number = self.members.fetch_add(1, Ordering::Relaxed);
+        let found = self.spec.groups.iter().find(|group| *group.name == *name);
+        let group = found.cloned().unwrap_or_else(|| group(name));
+        let member = format!("here/{name}/{number}");
+        backend.reader(ReaderSpec { group, member }).await.unwrap()
+    }
+
+    /// Declares groups of these names, and no others.
+    pub fn groups(mut self, names: &[&str]) -> Self {
+        self.spec.groups = names.iter().map(|name| group(name)).collect();
+        self
+    }
+
+    /// Changes the stream's spec.
+    pub fn with(mut self, change: impl FnOnce(&mut StreamSpec)) -> Self {
+        change(&mut self.spec);
+        self
+    }
+
+    /// Gives all groups this lease.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.spec.groups.iter_mut().for_each(|group| group.lease = lease);
+        self
+    }
+}
+
+/// A group as the topology file declares it, from stream `s`.
+pub fn group(name: &str) -> GroupSpec {
+    GroupSpec {
+        name: name.into(),
+        from: "s".into(),
+        to: "sink".into(),
+        members: 1,
+        latest: false,
+        batch: 1000,
+        lease: Duration::from_secs(20),
+        attempts: 5,
+        dead: "s.dead".into(),
+        ordered: false,
+        counter: None,
+        values: Values::default(),
+    }
+}
+
+/// The event of this number.
+pub fn event(number: u64) -> Event {
+    let id = EventId::new(Origin::new(Sequence::Count, &[b"test"]), number, 7);
+    Event::new(id, format!("event {number}").into(), "input".into(), 1_000_000 + number as i64)
+}
+
+/// The events of these numbers.
+pub fn events(numbers: std::ops::Range<u64>) -> Vec<Event> {
+    numbers.map(event).collect()
+}
+
+/// An append without a checkpoint.
+pub fn plain(events: Vec<Event>) -> Append {
+    Append { origin: "test".into(), moves: Vec::new(), events }
+}
+
+/// An append that moves the slot `slot` of origin `test` between these orders.
+pub fn moving(slot: &str, from: Option<u64>, to: Option<u64>, events: Vec<Event>) -> Append {
+    let moves = vec![Move { slot: slot.into(), from: from.map(position), to: to.map(position) }];
+    Append { origin: "test".into(), moves, events }
+}
+
+/// A position of this order.
+pub fn position(order: u64) -> Position {
+    Position { order, note: format!("note {order}") }
+}
+
+/// Appends events, and expects them to be taken.
+pub async fn put(writer: &mut Box<dyn Writer>, events: Vec<Event>) {
+    assert_eq!(writer.append(&[plain(events)]).await.unwrap(), [Appended::Durable]);
+}
+
+/// The numbers of delivered events, in the order of their delivery.
+pub fn numbers(deliveries: &[Delivery]) -> Vec<u64> {
+    deliveries.iter().map(|delivery| delivery.event.id.sequence()).collect()
+}
+
+/// What deliveries are known by.
+pub fn tickets(deliveries: &[Delivery]) -> Vec<Ticket> {
+    deliveries.iter().map(|delivery| delivery.ticket).collect()
+}
+
+/// Fetches until it has `count` events, and acks nothing.
+pub async fn take(reader: &Arc<dyn Reader>, count: usize) -> Vec<Delivery> {
+    let (start, mut taken) = (Instant::now(), Vec::new());
+    while taken.len() < count {
+        let wanted = count - taken.len();
+        taken.extend(reader.fetch(wanted, BYTES, Duration::from_millis(200)).await.unwrap());
+        assert!(start.elapsed() < PATIENCE, "{} of {count} events came", taken.len());
+    }
+    taken
+}
+
+/// Fetches until it has `count` events, and acks them.
+pub async fn finish(reader: &Arc<dyn Reader>, count: usize) -> Vec<Delivery> {
+    let taken = take(reader, count).await;
+    reader.ack(&tickets(&taken)).await.unwrap();
+    taken
+}
+
+/// Expects that nothing is delivered for a while.
+pub async fn nothing(reader: &Arc<dyn Reader>) {
+    let taken = reader.fetch(1000, BYTES, GLANCE).await.unwrap();
+    assert_eq!(numbers(&taken), [0; 0], "nothing was to be delivered");
+}
+
+/// Waits until `holds`.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < PATIENCE, "it never came true that {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The status of a group.
+pub async fn group_status(backend: &Arc<dyn Backend>, name: &str) -> GroupStatus {
+    let status = backend.status().await.unwrap();
+    status.groups.into_iter().find(|group| group.name == name).unwrap()
+}
+
+/// Events that the stream holds.
+pub async fn length(backend: &Arc<dyn Backend>) -> u64 {
+    backend.status().await.unwrap().length.unwrap()
+}
