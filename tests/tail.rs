@@ -84,10 +84,8 @@ async fn a_line_past_the_limit_is_a_dead_letter_that_says_where() {
     let dead = stream.state().dead.clone();
     assert_eq!(dead.len(), 1);
     let path = setup.at("log");
-    let reason = format!(
-        "line at offset 4 of {} is 3000000 bytes long (max_line is 1000)",
-        path.display()
-    );
+    let reason =
+        format!("line at offset 4 of {} is 3000000 bytes long (max_line is 1000)", path.display());
     assert_eq!(dead[0].reason, reason);
     let body: serde_json::Value = serde_json::from_slice(&dead[0].event.body).unwrap();
     assert_eq!(body["file"], path.to_str().unwrap());
@@ -138,8 +136,7 @@ async fn start_at_the_end_is_decided_once() {
     let stream = Stream::default();
     append(&setup.at("a.log"), "old\nold too\nunfin");
     let running = setup.start(&stream);
-    stream.until("the first look", |_| setup.at(".data/sources.db-wal").exists()).await;
-    // A file of later is read whole, which also tells that the first look is over.
+    setup.until_looked().await;
     append(&setup.at("b.log"), "b one\n");
     stream.until_lines(1).await;
     append(&setup.at("a.log"), "ished\n");
@@ -194,8 +191,7 @@ async fn a_lost_data_directory_is_made_up_for_by_the_stream() {
     let stream = Stream::default();
     append(&setup.at("log"), "old\n");
     let running = setup.start(&stream);
-    stream.until("the first look", |_| setup.at(".data/sources.db-wal").exists()).await;
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    setup.until_looked().await;
     append(&setup.at("log"), "new\n");
     stream.until_lines(1).await;
     running.stop().await;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use aqueduct::event::{Event, EventId};
 use aqueduct::source::{Batch, Dead, Position, Pull, Slot, SourceSpec, tail};
 use aqueduct::spec::{Site, Value, Values};
+use sqlx::Connection;
 use tokio::sync::watch;
 
 /// How long a condition may take before a test fails.
@@ -145,6 +146,22 @@ impl Setup {
         let (stop, stopped) = watch::channel(false);
         let task = run(self.spec.clone(), self.site.clone(), stream.clone(), stopped);
         Running { stop, task: tokio::spawn(task) }
+    }
+
+    /// Returns once the first look is written down.
+    pub async fn until_looked(&self) {
+        let url = format!("sqlite:{}", self.site.data_dir.join("sources.db").display());
+        let start = Instant::now();
+        loop {
+            if let Ok(mut database) = sqlx::SqliteConnection::connect(&url).await {
+                let looked = sqlx::query("SELECT 1 FROM tail_sources").fetch_one(&mut database);
+                if looked.await.is_ok() {
+                    return;
+                }
+            }
+            assert!(start.elapsed() < PATIENCE, "no first look within {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Runs until the source is spent.

@@ -126,28 +126,26 @@ impl Engine {
     }
 
     /// The missing generation whose content this file continues: best one of its name, else the
-    /// one that was read furthest. The first line alone proves nothing: it may be a title.
+    /// one that was read furthest. Under another name the first line alone proves nothing: it may
+    /// be a title that many files have.
     fn take_by_content(&mut self, missing: &[usize], stranger: &mut Stranger) -> bool {
-        let (key, head) = (stranger.found.key, stranger.head);
-        let size = stranger.found.size;
-        let mut found: Vec<usize> = missing
-            .iter()
-            .copied()
-            .filter(|&index| {
-                let generation = &self.generations[index];
-                let offset = generation.cursor.offset();
-                generation.is_missing()
-                    && generation.lost != Some(key)
-                    && generation.birth.first == head.hash
-                    && (head.len + 2..=size).contains(&offset)
-            })
-            .collect();
-        found.sort_by_key(|&index| {
+        let (head, found) = (stranger.head, stranger.found.clone());
+        let mut fitting: Vec<(bool, u64, usize)> = Vec::new();
+        for &index in missing {
             let generation = &self.generations[index];
-            let same = Path::new(&generation.birth.home) == stranger.found.path;
-            std::cmp::Reverse((same, generation.cursor.offset()))
-        });
-        found.into_iter().any(|index| self.take(index, stranger).unwrap_or(false))
+            let offset = generation.cursor.offset();
+            let same_name = Path::new(&generation.birth.home) == found.path;
+            let proof = if same_name { 1 } else { head.len + 2 };
+            if generation.is_missing()
+                && generation.lost != Some(found.key)
+                && generation.birth.first == head.hash
+                && (proof..=found.size).contains(&offset)
+            {
+                fitting.push((same_name, offset, index));
+            }
+        }
+        fitting.sort_unstable();
+        fitting.into_iter().rev().any(|(.., index)| self.take(index, stranger).unwrap_or(false))
     }
 
     /// Whether `other` is what an editor kept of a generation when it saved a newer version of
