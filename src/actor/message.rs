@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use actix::Message;
 
-use crate::event::{Delivery, Event, Refusal};
-use crate::source::Slot;
+use crate::event::{Delivery, Refusal};
+use crate::source::{Dead, Slot};
 use crate::stream;
 
 /// Why an actor did not do what it was asked.
@@ -41,7 +41,7 @@ pub struct Slots {
 #[rtype(result = "Result<(), Down>")]
 pub struct Bury {
     /// Each with the reason.
-    pub dead: Vec<(Event, String)>,
+    pub dead: Vec<Dead>,
 }
 
 /// Member → sink: store these.

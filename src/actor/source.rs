@@ -18,7 +18,7 @@ use super::stream::StreamActor;
 use super::{Shared, keeper};
 use crate::event::Event;
 use crate::fault;
-use crate::source::{Batch, Position, Pull, Slot, Source, SourceSpec};
+use crate::source::{Batch, Dead, Position, Pull, Slot, Source, SourceSpec};
 use crate::stream::{self, Appended};
 use crate::telemetry::board::{Component, State};
 use crate::telemetry::metrics::SourceLabels;
@@ -215,8 +215,8 @@ impl Life {
     }
 
     /// What is no event is a dead letter before the checkpoint moves past it.
-    async fn bury(&self, dead: Vec<(Event, String)>) -> Result<()> {
-        for (_, reason) in &dead {
+    async fn bury(&self, dead: Vec<Dead>) -> Result<()> {
+        for Dead { reason, .. } in &dead {
             tracing::warn!(source = %self.spec.name, "a dead letter: {reason}");
         }
         match self.stream.send(Bury { dead }).await {

@@ -11,9 +11,9 @@ use anyhow::Result;
 use super::inbox::{Inbox, Job, SharedInbox};
 use super::message::{Append, Bury, Down, Slots, Status};
 use super::{Shared, keeper};
-use crate::event::{Delivery, Event, Ticket};
+use crate::event::{Delivery, Ticket};
 use crate::fault;
-use crate::source::Slot;
+use crate::source::{Dead, Slot};
 use crate::stream::{Appended, Backend, ReaderSpec, StreamSpec, StreamStatus, Writer};
 use crate::telemetry::board::Component;
 use crate::telemetry::metrics::ComponentLabels;
@@ -141,13 +141,13 @@ async fn bury_for_all(
     backend: &dyn Backend,
     spec: &StreamSpec,
     instance: &str,
-    dead: Vec<(Event, String)>,
+    dead: Vec<Dead>,
 ) -> Result<()> {
     let nowhere = Ticket { shard: 0, hold: 0, offset: 0 };
     for group in &spec.groups {
         let member = format!("{instance}/{}/0", group.name);
         let reader = backend.reader(ReaderSpec { group: group.clone(), member }).await?;
-        for (event, reason) in &dead {
+        for Dead { event, reason } in &dead {
             let delivery = Delivery {
                 event: event.clone(),
                 stream: spec.name.clone(),

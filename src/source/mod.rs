@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::event::Event;
 use crate::spec::{Complaint, Key, Site, Values};
 
+pub mod tail;
+
 /// A source's checkpoint in one slot. A source has a slot for each thing it reads on its own: a
 /// tailed file, a publisher's instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,9 +50,19 @@ pub struct Batch {
     pub moves: Vec<Move>,
     /// The events, in order.
     pub events: Vec<Event>,
-    /// What can be no event, such as a line that is too long, described by one, with the reason:
-    /// it becomes a dead letter of every group before the checkpoint moves past it.
-    pub dead: Vec<(Event, String)>,
+    /// What could not become an event (a line past `max_line`): dead letters of every group of
+    /// the stream, stored together with the moves.
+    pub dead: Vec<Dead>,
+}
+
+/// Something that a source read and cannot hand on as an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dead {
+    /// Stands for it: its id is the same when it is read again, its body is a JSON object that
+    /// says where it is found.
+    pub event: Event,
+    /// What is wrong with it, and what would be right.
+    pub reason: String,
 }
 
 /// What a source has to give at the moment.
@@ -80,6 +92,10 @@ pub trait Source: Send {
 
     /// Returns when `next` may have something again. Safe to drop while it waits.
     async fn wait(&mut self);
+
+    /// Told the moves of each batch once the stream has made it durable, in order: what was kept
+    /// in case the stream goes back to before them (a deleted file, say) may be let go.
+    fn stored(&mut self, _moves: &[Move]) {}
 }
 
 /// Events in one batch of a source, at most.
@@ -135,4 +151,4 @@ pub struct Kind {
 }
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[&publisher::KIND];
+pub static KINDS: &[&Kind] = &[&publisher::KIND, &tail::KIND];
