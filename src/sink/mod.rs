@@ -3,6 +3,12 @@
 //!
 //! A new kind is one file beside this one and one line in [`KINDS`].
 
+pub mod columns;
+mod console;
+mod database;
+mod line;
+mod sqlite;
+
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -65,4 +71,4 @@ pub struct Kind {
 }
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[];
+pub static KINDS: &[&Kind] = &[&sqlite::KIND, &console::KIND];
