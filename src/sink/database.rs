@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Transaction};
+use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Transaction};
 
 /// How long a statement waits for another process's lock before it is an error.
 const BUSY: Duration = Duration::from_secs(10);
@@ -99,6 +99,14 @@ pub(super) fn statement<'q>(
     arguments: SqliteArguments,
 ) -> sqlx::query::Query<'q, Sqlite, SqliteArguments> {
     sqlx::query_with(AssertSqlSafe(sql.into()), arguments).persistent(true)
+}
+
+/// Adds a value for the next placeholder.
+pub(super) fn add<'q, T>(arguments: &mut SqliteArguments, value: T) -> Result<()>
+where
+    T: sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite>,
+{
+    arguments.add(value).map_err(anyhow::Error::from_boxed)
 }
 
 /// SQLite's primary result codes that are told apart.

@@ -6,6 +6,7 @@
 pub mod columns;
 mod console;
 mod database;
+mod file;
 mod line;
 mod sqlite;
 
@@ -71,4 +72,4 @@ pub struct Kind {
 }
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[&sqlite::KIND, &console::KIND];
+pub static KINDS: &[&Kind] = &[&sqlite::KIND, &file::KIND, &console::KIND];

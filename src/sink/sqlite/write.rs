@@ -12,7 +12,7 @@ use super::plan::{Known, Plan};
 use super::{Config, Table};
 use crate::event::{Delivery, EventId, Refusal, now_us};
 use crate::sink::columns::{Datum, time_text};
-use crate::sink::database::{Database, code, primary, says, statement, trouble};
+use crate::sink::database::{Database, add, code, primary, says, statement, trouble};
 
 /// The events of a batch that fit the columns, as rows.
 struct Rows<'a> {
@@ -245,13 +245,6 @@ impl Hand<'_, '_, '_> {
         let done = forget.execute(&mut **self.transaction).await;
         done.map(|_| ()).map_err(|error| trouble(&self.config.path, error))
     }
-}
-
-fn add<'q, T>(arguments: &mut SqliteArguments, value: T) -> Result<()>
-where
-    T: sqlx::Encode<'q, Sqlite> + sqlx::Type<Sqlite>,
-{
-    arguments.add(value).map_err(anyhow::Error::from_boxed)
 }
 
 fn add_datum(arguments: &mut SqliteArguments, value: &Datum<'_>) -> Result<()> {
