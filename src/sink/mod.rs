@@ -3,6 +3,13 @@
 //!
 //! A new kind is one file beside this one and one line in [`KINDS`].
 
+pub mod columns;
+mod console;
+mod database;
+mod file;
+mod line;
+mod sqlite;
+
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -67,4 +74,4 @@ pub struct Kind {
 }
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[];
+pub static KINDS: &[&Kind] = &[&sqlite::KIND, &file::KIND, &console::KIND];
