@@ -164,7 +164,9 @@ fn parse_ids(ids: &[String]) -> Result<Vec<crate::event::EventId>> {
         match id.parse() {
             Ok(id) => parsed.push(id),
             Err(_) => {
-                bail!(Wrong::Usage(format!("{id} is no event id (a UUID, as `dead list` shows it)")))
+                bail!(Wrong::Usage(format!(
+                    "{id} is no event id (a UUID, as `dead list` shows it)"
+                )))
             }
         }
     }

@@ -22,6 +22,7 @@ pub static KIND: Kind = Kind {
     check: |_| Vec::new(),
     claims: |_| None,
     place: |_| "standard output".into(),
+    look: |_| None,
     open: |_, _| Box::pin(async { Ok(Box::new(Console) as Box<dyn Sink>) }),
 };
 

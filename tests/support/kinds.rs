@@ -163,6 +163,7 @@ static SQLITE: sink::Kind = sink::Kind {
     },
     claims: |values| Some(table_of(values)),
     place: table_of,
+    look: |_| None,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
 
@@ -179,6 +180,7 @@ static POSTGRES: sink::Kind = sink::Kind {
     check: nothing,
     claims: |values| Some(format!("table \"{}\"", values.str("table"))),
     place: |values| format!("table \"{}\"", values.str("table")),
+    look: |_| None,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
 
@@ -190,6 +192,7 @@ static FILE: sink::Kind = sink::Kind {
     check: nothing,
     claims: |values| Some(values.str("path").to_owned()),
     place: |values| values.str("path").to_owned(),
+    look: |_| None,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
 
@@ -204,5 +207,6 @@ static CONSOLE: sink::Kind = sink::Kind {
     check: nothing,
     claims: |_| None,
     place: |_| "standard output".to_owned(),
+    look: |_| None,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };

@@ -45,6 +45,7 @@ pub static KIND: Kind = Kind {
         Some(format!("file {}", plain.display()))
     },
     place: |values| values.str("path").into(),
+    look: |values| Some(format!("tail -f {}", values.str("path"))),
     open,
 };
 

@@ -30,6 +30,10 @@ pub static KIND: Kind = Kind {
         Some(format!("table \"{}\" in {}", values.str("table").to_lowercase(), path.display()))
     },
     place: |values| format!("table \"{}\" in {}", values.str("table"), values.str("path")),
+    look: |values| {
+        let (path, table) = (values.str("path"), values.str("table").replace('"', "\"\""));
+        Some(format!("sqlite3 {path} 'SELECT * FROM \"{table}\" ORDER BY rowid DESC LIMIT 5'"))
+    },
     open,
 };
 
