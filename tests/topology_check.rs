@@ -186,6 +186,8 @@ fn a_dotenv_file_is_read_and_its_faults_show_no_value() {
     fs::write(&file, "# comment\nN=4\nexport TEXT=\"two words\"\nN=5\n").unwrap();
     let env = Environment::dotenv(&file).unwrap();
     assert_eq!((env.get("N"), env.get("TEXT")), (Some("4"), Some("two words")));
+    let process = Environment::process().unwrap();
+    assert!(process.get("HOSTNAME").is_some_and(|host| !host.is_empty()));
     fs::write(&file, "A=1\nPASSWORD=hunter2 and more\n").unwrap();
     let faults = Environment::dotenv(&file).unwrap_err().to_string();
     let faults = faults.replace(&file.display().to_string(), ".env");
@@ -219,6 +221,15 @@ fn a_line_may_end_as_on_windows_and_a_file_start_with_a_mark() {
     assert_eq!(parse(&wrong, &[]).unwrap_err().faults[0].place, Some((10, 8)));
     let faults = parse("\u{feff}[streem.a]\n", &[]).unwrap_err();
     assert_eq!(faults.faults[0].place, Some((1, 2)));
+}
+
+#[test]
+fn no_name_breaks_a_message_s_line() {
+    let text = "[stream.\"a\\nb\"]\nkind = \"rabbitmq\"\nurl = \"amqp://h\"\n\
+                [group.g]\nfrom = \"a\\nb\"\nto = \"a\\nb\"\nstart = \"earliest\"\nordered = true\n";
+    let faults = parse(text, &[]).unwrap_err();
+    assert!(faults.faults.len() >= 4, "{faults}");
+    assert_eq!(faults.to_string().lines().count(), faults.faults.len(), "{faults}");
 }
 
 #[test]

@@ -93,6 +93,11 @@ pub fn shown(text: &str) -> String {
     out
 }
 
+/// `text` on one line, whatever names it quotes.
+pub fn one_line(text: &str) -> String {
+    text.chars().flat_map(visible).collect()
+}
+
 /// What could break a line or a terminal is escaped; the rest stays as it was written.
 fn visible(c: char) -> impl Iterator<Item = char> {
     let escape = c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::fault::Fault;
 use crate::spec::parse::Problem;
+use crate::spec::text::one_line;
 
 /// Where a key and its value come from.
 #[derive(Clone, Debug)]
@@ -48,7 +49,9 @@ impl Places {
 
     /// Line and column, both from 1, of a byte offset.
     pub(super) fn line_column(&self, offset: usize) -> (usize, usize) {
-        let offset = self.text.floor_char_boundary(offset);
+        // The parser may point into a character; 0 is always a boundary.
+        let mut before = (0..=offset.min(self.text.len())).rev();
+        let offset = before.find(|at| self.text.is_char_boundary(*at)).unwrap_or_default();
         let line = self.lines.partition_point(|start| *start <= offset);
         let start = self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
         let before = &self.text[start..offset];
@@ -57,11 +60,13 @@ impl Places {
 
     /// A fault at a byte offset of the file.
     pub(super) fn fault_at(&self, offset: usize, message: String) -> Fault {
+        let message = one_line(&message);
         Fault { place: Some(self.line_column(offset)), variable: None, message }
     }
 
     /// A fault of the value (or the key) at `path`, or of the nearest table around it.
     pub(super) fn fault(&self, path: &[String], at_key: bool, message: String) -> Fault {
+        let message = one_line(&message);
         for depth in (1..=path.len()).rev() {
             match self.spots.get(&path[..depth]) {
                 Some(Spot::File { key, value }) => {
