@@ -1,5 +1,7 @@
 //! Runs the real program in a directory of its own.
 
+#![allow(dead_code)] // each test uses a part of it
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

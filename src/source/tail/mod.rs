@@ -84,7 +84,7 @@ pub static KIND: Kind = Kind {
     ],
     capabilities: Capabilities { identity: true },
     check,
-    finite: |_| false,
+    finite: |_| true,
     instances: |_| 1,
     open: |spec, site, _| Ok(Box::new(Tail::open(spec, site)?)),
 };
