@@ -73,26 +73,22 @@ fn kill_often(subject: &'static Subject, directory: &Path, random: &mut fastrand
         let at = from.saturating_sub(random.usize(..500));
         let mut writer = start(subject.name, directory, at, usize::MAX, None);
         let output = BufReader::new(writer.stdout.take().unwrap());
-        let patience = random.u64(..40_000);
-        let kill_early = random.u8(..4) == 0;
-        if kill_early {
-            std::thread::sleep(Duration::from_micros(patience * 4));
+        // Some die early, while they open and settle; the others between two lines they say.
+        let mut lives = random.u32(1..40);
+        if random.u8(..4) == 0 {
+            std::thread::sleep(Duration::from_micros(random.u64(..100_000)));
             writer.kill().unwrap();
         }
         for line in output.lines() {
             let line = line.unwrap();
-            let Some(count) = line.strip_prefix("stored ") else {
-                assert!(!line.starts_with("error"), "{line}");
-                continue;
-            };
-            if stored < count.parse().unwrap() {
-                stored = count.parse().unwrap();
-            }
-            if patience < u64::MAX {
-                std::thread::sleep(Duration::from_micros(patience / 20));
-            }
-            if random.u8(..20) == 0 {
+            assert!(!line.starts_with("error"), "{line}");
+            let Some(count) = line.strip_prefix("stored ") else { continue };
+            stored = stored.max(count.parse().unwrap());
+            lives -= 1;
+            if lives == 0 {
+                std::thread::sleep(Duration::from_micros(random.u64(..3_000)));
                 writer.kill().unwrap();
+                lives = u32::MAX;
             }
         }
         writer.wait().unwrap();
@@ -213,8 +209,8 @@ async fn without_room_nothing_is_lost_and_it_goes_on_when_there_is_some() {
             let writer = start(name, directory.path(), stored, 1, Some(limit));
             let output = writer.wait_with_output().unwrap();
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            let counts = said.lines().filter_map(|line| line.strip_prefix("stored "));
-            stored = counts.last().map_or(stored, |count| count.parse().unwrap());
+            let mut counts = said.lines().filter_map(|line| line.strip_prefix("stored "));
+            stored = counts.next_back().map_or(stored, |count| count.parse().unwrap());
             if let Some(error) = said.lines().find(|line| line.starts_with("error ")) {
                 assert!(error.contains("out."), "{name}: {error}");
                 errors += 1;

@@ -31,7 +31,7 @@ pub(super) struct Plan {
     pub(super) known: Known,
     /// Where in a row the columns of `key` are.
     pub(super) key: Vec<usize>,
-    /// The table's name as a string literal.
+    /// The table's name as `aqueduct_seen` has it: a string literal, lower case.
     pub(super) table_text: String,
     /// `INSERT INTO t (a, b) VALUES `
     insert: String,
@@ -81,7 +81,7 @@ impl Plan {
             mapping: Mapping::new(columns),
             known,
             key,
-            table_text: format!("'{}'", config.table.replace('\'', "''")),
+            table_text: format!("'{}'", config.table.to_lowercase().replace('\'', "''")),
             statements: Default::default(),
         })
     }

@@ -108,7 +108,7 @@ async fn transact(table: &mut Table, rows: &Rows<'_>, which: &[usize]) -> Result
         Known::ByColumn => which.to_vec(),
         Known::BySeen => hand.unseen(which).await?,
     };
-    let mut todo = vec![0..which.len()];
+    let mut todo: Vec<Range<usize>> = std::iter::once(0..which.len()).collect();
     while let Some(range) = todo.pop() {
         if range.is_empty() {
             continue;
