@@ -184,6 +184,18 @@ pub(super) async fn release(sql: &mut SqliteConnection, group: i64, range: &Rang
     Ok(())
 }
 
+/// Frees all that members of an instance hold, as if it had never been delivered.
+pub(super) async fn release_all(sql: &mut SqliteConnection, instance: &str) -> Result<()> {
+    sqlx::query(
+        "UPDATE leases SET deadline = 0, owner = '', token = random(), deliveries = deliveries - 1
+         WHERE owner > ?1 || '/' AND owner < ?1 || '0'",
+    )
+    .bind(instance)
+    .execute(sql)
+    .await?;
+    Ok(())
+}
+
 /// Changes the attempts of one event, never below zero; answers how many there are now, or `None`
 /// where it is not held.
 pub(super) async fn charge(
