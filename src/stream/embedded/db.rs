@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use super::cache::Cache;
 use super::files::{Directory, Files, beside};
-use super::schema;
+use super::{lease, schema};
 
 /// How long a call waits for another process that holds the database locked.
 const BUSY: Duration = Duration::from_secs(15);
@@ -46,6 +46,8 @@ pub(super) struct Db {
     pub cache: StdMutex<Cache>,
     /// The instances that this process marks as alive, each with the lock that says so.
     pub instances: StdMutex<HashMap<String, std::fs::File>>,
+    /// Held while one is added.
+    pub holding: Mutex<()>,
 }
 
 /// What is open: it changes each time the file is opened anew.
@@ -150,6 +152,7 @@ impl Db {
             signals: StdMutex::default(),
             cache: StdMutex::default(),
             instances: StdMutex::default(),
+            holding: Mutex::default(),
             path,
             wal,
         }
@@ -229,13 +232,14 @@ impl Db {
         let (directory, path, wal) = (self.directory.clone(), self.path.clone(), self.wal.clone());
         let way = move || {
             let lock = directory.lock()?;
-            if let Some(files) = opened.files.filter(|files| !files.stand(&path, &wal)) {
+            let replaced = opened.files.filter(|files| !files.stand(&path, &wal));
+            if let Some(files) = replaced {
                 tracing::warn!(path = %path.display(), "the database was replaced; opening it anew");
                 files.make_way(&path)?;
             }
-            Ok::<_, Error>(lock)
+            Ok::<_, Error>((lock, replaced.is_some()))
         };
-        let held = tokio::task::spawn_blocking(way).await??;
+        let (held, replaced) = tokio::task::spawn_blocking(way).await??;
         lock(&self.opened).files = None;
         for conn in [&mut *conn, &mut *reader] {
             if let Some(sql) = conn.sql.take() {
@@ -245,6 +249,13 @@ impl Db {
         }
         let before = Files::at(&self.path);
         conn.sql = Some(connect_writer(&self.path).await?);
+        if replaced && let Some(sql) = conn.sql.as_mut() {
+            // Of what a copy says that our members hold, they know nothing.
+            let instances: Vec<String> = lock(&self.instances).keys().cloned().collect();
+            for instance in instances {
+                lease::release_all(sql, &instance).await?;
+            }
+        }
         reader.sql = Some(connect_reader(&self.path).await?);
         let files = Files::at(&self.path).opened_after(&before);
         drop(held);

@@ -173,14 +173,25 @@ pub(super) async fn renew(
 pub(super) async fn release(sql: &mut SqliteConnection, group: i64, range: &Range) -> Result<()> {
     for held in carve(sql, group, range).await? {
         sqlx::query(
-            "UPDATE leases SET deadline = 0, owner = '', token = ?, deliveries = deliveries - 1
-             WHERE id = ?",
+            "UPDATE leases SET deadline = 0, owner = '', token = random(),
+               deliveries = deliveries - 1 WHERE id = ?",
         )
-        .bind(fastrand::i64(..))
         .bind(held.id)
         .execute(&mut *sql)
         .await?;
     }
+    Ok(())
+}
+
+/// Frees all that members of an instance hold, as if it had never been delivered.
+pub(super) async fn release_all(sql: &mut SqliteConnection, instance: &str) -> Result<()> {
+    sqlx::query(
+        "UPDATE leases SET deadline = 0, owner = '', token = random(), deliveries = deliveries - 1
+         WHERE owner > ?1 || '/' AND owner < ?1 || '0'",
+    )
+    .bind(instance)
+    .execute(sql)
+    .await?;
     Ok(())
 }
 
@@ -214,12 +225,14 @@ pub(super) async fn one(
     Ok(carve(sql, group, &range).await?.pop())
 }
 
-/// Frees what these owners hold: they are gone. The delivery counts.
+/// Frees what an owner holds: it is gone. The delivery counts.
 pub(super) async fn free(sql: &mut SqliteConnection, owner: &str) -> Result<u64> {
-    let freed = sqlx::query("UPDATE leases SET deadline = 0 WHERE owner = ? AND deadline > 0")
-        .bind(owner)
-        .execute(sql)
-        .await?;
+    let freed = sqlx::query(
+        "UPDATE leases SET deadline = 0, token = random() WHERE owner = ? AND deadline > 0",
+    )
+    .bind(owner)
+    .execute(sql)
+    .await?;
     Ok(freed.rows_affected())
 }
 

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use sqlx::{Row, SqliteConnection};
 
 use super::clock;
@@ -22,6 +23,8 @@ const EVERY_MS: i64 = 500;
 const DELETE_MAX: i64 = 64;
 /// How long a member that holds nothing and says nothing is still shown.
 const FORGOTTEN_MS: i64 = 60_000;
+/// How long another process may have an instance's name in hand before it counts as running.
+const CLAIM_MS: i64 = 2_000;
 
 impl Stream {
     /// Tends the stream in the background, if it is time.
@@ -69,18 +72,28 @@ fn instance_of(member: &str) -> &str {
 /// left behind is free.
 pub(super) async fn hold(db: &Arc<Db>, member: &str) -> Result<()> {
     let instance = instance_of(member);
-    if lock(&db.instances).contains_key(instance) {
-        return Ok(());
-    }
-    let claim = db.directory.claim(instance)?.with_context(|| {
-        format!(
+    // One at a time, so that what is freed is not a second member's already.
+    let _one = db.holding.lock().await;
+    let start = clock::now_ms();
+    let claim = loop {
+        if lock(&db.instances).contains_key(instance) {
+            return Ok(());
+        }
+        if let Some(claim) = db.directory.claim(instance)? {
+            break claim;
+        }
+        // It may be somebody who is just freeing what the one before us left behind.
+        ensure!(
+            clock::now_ms() - start < CLAIM_MS,
             "another running process calls itself {instance:?} (give each its own \
              `runtime.instance`)"
-        )
-    })?;
-    lock(&db.instances).insert(instance.to_owned(), claim);
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     let owners = owners(db).await?;
-    free(db, owners.into_iter().filter(|owner| instance_of(owner) == instance).collect()).await
+    free(db, owners.into_iter().filter(|owner| instance_of(owner) == instance).collect()).await?;
+    lock(&db.instances).insert(instance.to_owned(), claim);
+    Ok(())
 }
 
 /// Frees what members of processes that are not alive any more held.
