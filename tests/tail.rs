@@ -230,3 +230,33 @@ async fn two_tails_of_one_file_store_each_line_once() {
     let uniques = stream.state().sink.len();
     assert_eq!(stream.state().appended.len(), uniques, "nothing was even appended twice");
 }
+
+#[tokio::test]
+async fn a_file_that_is_no_longer_asked_for_is_no_longer_followed() {
+    let (setup, stream) = (Setup::new("a.log").until_idle(), Stream::default());
+    append(&setup.at("a.log"), "a one\n");
+    append(&setup.at("b.log"), "b one\n");
+    setup.finish(&stream).await;
+    append(&setup.at("a.log"), "a two\n");
+    let path = setup.at("b.log").to_str().unwrap().to_owned();
+    let setup = setup.with("path", Value::Str(path));
+    setup.finish(&stream).await;
+    assert_eq!(stream.lines(), ["a one", "b one"]);
+}
+
+#[tokio::test]
+async fn a_file_that_was_not_seen_for_90_days_is_forgotten() {
+    let (setup, stream) = (Setup::new("*.log"), Stream::default());
+    append(&setup.at("a.log"), "a one\n");
+    append(&setup.at("b.log"), "b one\n");
+    let running = setup.start(&stream);
+    stream.until("both", |state| state.slots.len() == 2).await;
+    running.stop().await;
+    fs::remove_file(setup.at("a.log")).unwrap();
+    setup.alter_registry("UPDATE tail_generations SET seen_ms = 0").await;
+    let running = setup.start(&stream);
+    stream.until("one of them", |state| state.slots.len() == 1).await;
+    running.stop().await;
+    assert!(stream.slots()[0].1.note.contains("b.log"));
+    assert_eq!(stream.lines().len(), 2);
+}

@@ -11,7 +11,7 @@ use super::batch::Out;
 use super::cursor::Fill;
 use super::generation::{Generation, Handle, Place};
 use super::identity::{self, FileKey, mtime};
-use super::matching::Unborn;
+use super::matching::Stranger;
 use super::registry::Changes;
 use super::scan::{Found, Pattern};
 use super::watcher::{Directories, POLL, Wake};
@@ -81,7 +81,8 @@ pub struct Engine {
     pub(super) lanes: HashMap<PathBuf, Lane>,
     /// Lanes with something to read, each once.
     pub(super) ready: VecDeque<PathBuf>,
-    pub(super) unborn: Vec<Unborn>,
+    /// Files whose generations are to be written down before they are read.
+    pub(super) unborn: Vec<Stranger>,
     pub(super) open_files: usize,
     pub(super) uses: u64,
     /// The first look is over, now or in an earlier life.
@@ -94,8 +95,11 @@ pub struct Engine {
     pub(super) search: bool,
     /// There are files that wait for the end of their first line.
     pub(super) pending: bool,
+    /// When it was last written down which generations were seen.
     pub(super) marked: Option<Instant>,
+    /// Generations that are gone, which is to be written down.
     pub(super) gone: Vec<u64>,
+    /// Slots to be forgotten with the next batch.
     pub(super) forgotten: Vec<Move>,
     /// Generations whose unfinished last line will never be finished.
     pub(super) orphans: Vec<usize>,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::engine::{Engine, OPEN_MAX};
 use super::generation::Place;
 use super::identity::{Birth, FileKey};
-use super::matching::{Stranger, Unborn};
+use super::matching::Stranger;
 use super::registry::Changes;
 use super::scan::{self, Found, directory, neighbours};
 use crate::event::now_us;
@@ -48,12 +48,22 @@ impl Engine {
 
     /// The generations of the last scan are written down, as `births`: they can be read.
     pub fn recorded(&mut self, births: &[Birth]) {
-        for (Unborn { mut stranger }, birth) in
-            std::mem::take(&mut self.unborn).into_iter().zip(births)
-        {
+        for (mut stranger, birth) in std::mem::take(&mut self.unborn).into_iter().zip(births) {
             let index = self.remember(birth, now_us() / 1000);
-            if self.generations[index].is_missing() {
-                self.take(index, &mut stranger).unwrap_or_default();
+            let taken = match self.generations[index].is_missing() {
+                true => self.take(index, &mut stranger),
+                false => Ok(false),
+            };
+            match taken {
+                Ok(true) => tracing::debug!(
+                    source = %self.settings.name,
+                    file = birth.home,
+                    offset = birth.start,
+                    "following a new file"
+                ),
+                // It changed meanwhile: the next look finds out what it is now.
+                Ok(false) => self.rescan = true,
+                Err(error) => self.tell_unreadable(&stranger.found.path, &error),
             }
         }
     }

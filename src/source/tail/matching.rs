@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::engine::{Engine, OPEN_MAX};
 use super::generation::Place;
@@ -40,12 +40,6 @@ impl Stranger {
     }
 }
 
-/// A generation that is not yet written down.
-#[derive(Debug)]
-pub(super) struct Unborn {
-    pub stranger: Stranger,
-}
-
 impl Engine {
     /// Finds the files of generations that have none: first by inode, then by content; under the
     /// names that `path` stands for and, when a search is due, beside their old places.
@@ -63,27 +57,32 @@ impl Engine {
         if missing.is_empty() {
             return;
         }
-        strangers.retain_mut(|stranger| !self.take_by_inode(&missing, stranger));
+        // What `path` does not stand for any more was not asked for any more either.
+        let pattern = &self.settings.pattern;
+        let wanted = |index: &&usize| pattern.matches(&self.generations[**index].birth.home);
+        let wanted: Vec<usize> = missing.iter().filter(wanted).copied().collect();
         let names = match search {
-            true => self.neighbours_of(missing.iter().copied()),
+            true => self.neighbours_of(wanted.iter().copied()),
             false => HashMap::new(),
         };
-        let inodes: HashSet<u64> = missing.iter().map(|&i| self.generations[i].inode).collect();
+        strangers.retain_mut(|stranger| !self.take_by_inode(&missing, stranger));
+        let inodes: HashSet<u64> = wanted.iter().map(|&i| self.generations[i].inode).collect();
         for (_, name) in names.iter().filter(|(inode, _)| inodes.contains(inode)) {
-            if let Some(mut other) = self.unlisted(name, listed) {
-                if !self.is_saved_over(&missing, &mut other, strangers) {
-                    self.take_by_inode(&missing, &mut other);
-                }
+            if let Some(mut other) = self.unlisted(name, listed)
+                && !self.is_saved_over(&wanted, &other, strangers)
+            {
+                self.take_by_inode(&wanted, &mut other);
             }
         }
         strangers.retain_mut(|stranger| !self.take_by_content(&missing, stranger));
-        if missing
-            .iter()
-            .any(|&i| self.generations[i].is_missing() && self.generations[i].cursor.offset() > 0)
-        {
+        let waits = |index: &usize| {
+            let generation = &self.generations[*index];
+            generation.is_missing() && generation.cursor.offset() > 0
+        };
+        if wanted.iter().any(waits) {
             for name in names.values() {
                 if let Some(mut other) = self.unlisted(name, listed) {
-                    self.take_by_content(&missing, &mut other);
+                    self.take_by_content(&wanted, &mut other);
                 }
             }
         }
@@ -153,20 +152,18 @@ impl Engine {
     fn is_saved_over(
         &mut self,
         missing: &[usize],
-        other: &mut Stranger,
-        strangers: &mut [Stranger],
+        other: &Stranger,
+        strangers: &[Stranger],
     ) -> bool {
         missing.iter().any(|&index| {
             let generation = &mut self.generations[index];
-            let home = PathBuf::from(&generation.birth.home);
-            let newer = strangers.iter_mut().find(|stranger| stranger.found.path == home);
-            match newer {
-                Some(newer) if is_backup(&other.found.path, &home) && generation.is_missing() => {
-                    let file = newer.file.as_ref();
-                    file.is_some_and(|file| generation.continues_in(file).unwrap_or(false))
-                }
-                _ => false,
+            let home = Path::new(&generation.birth.home);
+            if !generation.is_missing() || !is_backup(&other.found.path, home) {
+                return false;
             }
+            let newer = strangers.iter().find(|stranger| stranger.found.path == home);
+            let file = newer.and_then(|newer| newer.file.as_ref());
+            file.is_some_and(|file| generation.continues_in(file).unwrap_or(false))
         })
     }
 
@@ -198,7 +195,7 @@ impl Engine {
         };
         match birth {
             Ok(Some(birth)) => {
-                self.unborn.push(Unborn { stranger });
+                self.unborn.push(stranger);
                 Some(birth)
             }
             Ok(None) => None,

@@ -202,3 +202,27 @@ impl Source for Tail {
         self.stored.extend_from_slice(moves);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Value;
+
+    #[test]
+    fn what_cannot_work_is_told_before_it_starts() {
+        let complaints = |path: &str, max_line| {
+            let mut values = Values::default();
+            values.set("path", Value::Str(path.to_owned()));
+            values.set("max_line", Value::Int(max_line));
+            check(&values)
+        };
+        assert_eq!(complaints("/var/log/**/*.log", 1), []);
+        let found = complaints("logs/a**.log", 0);
+        assert_eq!(found.iter().map(|found| found.key).collect::<Vec<_>>(), ["path", "max_line"]);
+        assert_eq!(
+            found[0].message,
+            "is no glob: recursive wildcards must form a single path component at byte 5 \
+             (* ? ** and [...] are special; [*] stands for a plain *)"
+        );
+    }
+}

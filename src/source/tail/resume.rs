@@ -34,6 +34,7 @@ impl Engine {
         self.lanes.clear();
         self.unborn.clear();
         self.orphans.clear();
+        self.forgotten.clear();
         for index in 0..self.generations.len() {
             let slot = stored.remove(&self.generations[index].uid);
             self.generations[index].rewind(slot, self.settings.line_max);

@@ -38,6 +38,13 @@ pub fn directory(path: &Path) -> &Path {
     }
 }
 
+/// As in a shell, where neither `/` nor a leading dot is matched by `*`.
+const OPTIONS: glob::MatchOptions = glob::MatchOptions {
+    case_sensitive: true,
+    require_literal_separator: true,
+    require_literal_leading_dot: true,
+};
+
 /// What `path` stands for: one file or a glob.
 #[derive(Clone, Debug)]
 pub struct Pattern {
@@ -55,6 +62,13 @@ impl Pattern {
     /// As the user wrote it.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Whether it stands for a file of this name.
+    pub fn matches(&self, name: &str) -> bool {
+        let glob =
+            || glob::Pattern::new(&self.text).is_ok_and(|glob| glob.matches_with(name, OPTIONS));
+        self.text == name || self.glob && glob()
     }
 
     /// What the names of its files, without directories, are like.
@@ -129,6 +143,9 @@ mod tests {
         assert_eq!(files("*.log"), [at("[x].log"), at("a.log"), at("b.log")]);
         assert_eq!(files("[x].log"), [at("[x].log")], "a name as it is written");
         assert_eq!(files("none.log"), [PathBuf::new(); 0]);
+        let pattern = Pattern::new("logs/*.log").unwrap();
+        assert!(pattern.matches("logs/a.log") && pattern.matches("logs/*.log"));
+        assert!(!pattern.matches("logs/.a.log") && !pattern.matches("logs/old/a.log"));
         assert!(Pattern::new("a[").is_err());
     }
 
