@@ -136,12 +136,14 @@ async fn trouble_outside_is_an_error_that_passes() {
     for subject in SUBJECTS {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("later");
+        std::fs::write(&place, "a file where a directory is wanted").unwrap();
         let error = match subject.open(&place).await {
-            Ok(_) => panic!("{}: opened where there is no directory", subject.name),
+            Ok(_) => panic!("{}: opened where there can be no directory", subject.name),
             Err(error) => format!("{error:#}"),
         };
         assert!(error.contains("there is no directory"), "{}: {error}", subject.name);
         assert!(error.contains(place.to_str().unwrap()), "{}: {error}", subject.name);
+        std::fs::remove_file(&place).unwrap();
         std::fs::create_dir(&place).unwrap();
         subject.prepare(&place).await;
         let events = events(10);

@@ -22,9 +22,9 @@ pub(super) struct Database {
 }
 
 impl Database {
-    /// Opens the database, and creates the file if it is not there (its directory must be).
+    /// Opens the database, and creates the file and its directory if they are not there.
     pub(super) async fn open(path: &Path) -> Result<Self> {
-        check_directory(path)?;
+        make_directory(path)?;
         // Not `:memory:` nor a `file:` URI, whatever the path looks like.
         let plain = std::path::absolute(path)
             .with_context(|| format!("no such place as {}", path.display()))?;
@@ -70,6 +70,20 @@ impl Database {
 fn identity(path: &Path) -> Result<(u64, u64)> {
     let found = path.metadata().with_context(|| format!("no database at {}", path.display()))?;
     Ok((found.dev(), found.ino()))
+}
+
+/// Creates the directory that `path` is in, if it is not there.
+pub(super) fn make_directory(path: &Path) -> Result<()> {
+    let directory = directory_of(path);
+    let remedy = || {
+        format!(
+            "cannot write {}: there is no directory {}, and it cannot be created (let this user \
+             create it, or change `path`)",
+            path.display(),
+            directory.display()
+        )
+    };
+    std::fs::create_dir_all(directory).with_context(remedy)
 }
 
 /// Errs, with the remedy, when the directory that `path` is to be in is not there.

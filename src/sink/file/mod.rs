@@ -55,7 +55,7 @@ static KEYS: &[Key] = &[
         ty: Ty::Path,
         default: Default::Required,
         doc: "The file. It is created if it is missing, also when it was rotated or removed \
-              meanwhile; its directory must be there. Beside it, `.NAME.aqueduct.db` keeps what \
+              meanwhile, and so is its directory. Beside it, `.NAME.aqueduct.db` keeps what \
               was written: as long as it is there, no event is written twice.",
     },
     Key {

@@ -42,7 +42,7 @@ static KEYS: &[Key] = &[
         name: "path",
         ty: Ty::Path,
         default: Default::Required,
-        doc: "The database file. It is created if it is missing; its directory must be there. \
+        doc: "The database file. It and its directory are created if they are missing. \
               Other programs may read and write it at the same time.",
     },
     Key {
