@@ -45,6 +45,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     logs::start(&topology.runtime.log, topology.runtime.log_json);
     eprint!("{}", topology.warnings_text());
+    warn_of_what_is_not_there(&topology);
     actix_rt::System::new().block_on(running(Arc::new(topology), part, args.until_idle, &args.file))
 }
 
@@ -158,6 +159,16 @@ fn check_finite(topology: &Topology, part: &Part) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Says what the file asks for that this version checks and does not do.
+fn warn_of_what_is_not_there(topology: &Topology) {
+    if topology.tracing.is_some() {
+        eprintln!("warning: [tracing] is checked, but this version sends no spans");
+    }
+    for query in &topology.queries {
+        eprintln!("warning: [query.{}] is checked, but this version serves no queries", query.name);
+    }
 }
 
 /// Says what runs and where to look, on standard error.

@@ -1,5 +1,7 @@
 //! The log: text or JSON lines on standard error.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 /// Starts the log with `filter` (`"info"`, `"aqueduct=debug,info"`), which the caller has checked.
@@ -9,7 +11,8 @@ pub fn start(filter: &str, json: bool) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_target(false);
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
     let started =
         if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     if started.is_ok() {
