@@ -1,12 +1,13 @@
 //! `--until-idle`: when a run is done, and how far it is.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Addr;
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::actor::message::Inspect;
 use crate::actor::supervisor::{Part, Snapshot, Supervisor};
@@ -99,9 +100,11 @@ fn progress() -> ProgressBar {
         return ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     }
     let bar = ProgressBar::new(0);
-    let style = "{spinner} [{elapsed_precise}] {wide_bar} {pos}/{len} stored, {per_sec} {msg}";
+    let style = "{spinner} [{elapsed_precise}] {wide_bar} {pos}/{len} stored, {rate} {msg}";
     if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style);
+        bar.set_style(style.with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+            let _ = write!(out, "{:.0}/s", state.per_sec()); // a string takes everything
+        }));
     }
     bar
 }

@@ -35,6 +35,8 @@ pub struct Hand {
     batches: RefCell<VecDeque<Held>>,
     suspects: RefCell<VecDeque<Suspect>>,
     delivering: Cell<bool>,
+    acking: Cell<u32>,
+    acks: Cell<u64>,
     arrived: Notify,
     room: Notify,
     suspected: Notify,
@@ -43,6 +45,7 @@ pub struct Hand {
 impl Hand {
     /// A new life begins. If the last one ended within a delivery, that batch saw a death.
     pub fn resume(&self) {
+        self.acking.set(0);
         if self.delivering.replace(false) {
             self.front_died();
         }
@@ -88,6 +91,27 @@ impl Hand {
     /// Marks that the front batch is with the target, so that a death meanwhile is known.
     pub fn set_delivering(&self, delivering: bool) {
         self.delivering.set(delivering);
+    }
+
+    /// An acknowledgement begins.
+    pub fn begin_ack(&self) {
+        self.acking.set(self.acking.get() + 1);
+    }
+
+    /// And ends.
+    pub fn end_ack(&self) {
+        self.acking.set(self.acking.get().saturating_sub(1));
+        self.acks.set(self.acks.get() + 1);
+    }
+
+    /// Whether one is under way.
+    pub fn acking(&self) -> bool {
+        self.acking.get() > 0
+    }
+
+    /// How many have ended.
+    pub fn acks(&self) -> u64 {
+        self.acks.get()
     }
 
     /// Puts an event under suspicion.

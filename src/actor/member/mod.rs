@@ -200,8 +200,12 @@ impl Member {
         if tickets.is_empty() {
             return Ok(());
         }
+        let acks = self.hand.acks();
         let lost = self.reader.renew(&tickets).await?;
-        if !lost.is_empty() {
+        // What was acknowledged meanwhile is no longer this member's either; so is what an
+        // acknowledgement under way is about. The next renewal tells them from real losses.
+        let acked = acks != self.hand.acks() || self.hand.acking();
+        if !lost.is_empty() && !acked {
             tracing::warn!(
                 group = %self.group.name,
                 events = lost.len(),
@@ -215,7 +219,10 @@ impl Member {
     /// Acknowledges events that are stored.
     async fn stored(&self, deliveries: &[crate::event::Delivery]) -> Result<()> {
         let tickets: Vec<_> = deliveries.iter().map(|delivery| delivery.ticket).collect();
-        self.reader.ack(&tickets).await?;
+        self.hand.begin_ack();
+        let acked = self.reader.ack(&tickets).await;
+        self.hand.end_ack();
+        acked?;
         self.component.progressed();
         self.counts.stored.inc_by(deliveries.len() as u64);
         if let Some(named) = &self.counts.named {
