@@ -236,6 +236,10 @@ impl Db {
             if let Some(files) = replaced {
                 tracing::warn!(path = %path.display(), "the database was replaced; opening it anew");
                 files.make_way(&path)?;
+            } else if opened.files.is_none()
+                && let Some(files) = directory.last_opened()
+            {
+                files.remove_stale_log(&path)?;
             }
             Ok::<_, Error>((lock, replaced.is_some()))
         };
@@ -247,17 +251,8 @@ impl Db {
                 let _ = sql.close().await;
             }
         }
-        let before = Files::at(&self.path);
-        conn.sql = Some(connect_writer(&self.path).await?);
-        if replaced && let Some(sql) = conn.sql.as_mut() {
-            // Of what a copy says that our members hold, they know nothing.
-            let instances: Vec<String> = lock(&self.instances).keys().cloned().collect();
-            for instance in instances {
-                lease::release_all(sql, &instance).await?;
-            }
-        }
-        reader.sql = Some(connect_reader(&self.path).await?);
-        let files = Files::at(&self.path).opened_after(&before);
+        let files = self.connect(conn, &mut reader, replaced).await?;
+        self.directory.note_opened(&files)?;
         drop(held);
         let generation = opened.generation + 1;
         lock(&self.cache).clear(generation);
@@ -266,6 +261,22 @@ impl Db {
             (conn.files, conn.durable, conn.logged) = (Some(files), None, 0);
         }
         Ok(generation)
+    }
+
+    /// Opens both connections; answers which files they have open.
+    async fn connect(&self, writer: &mut Conn, reader: &mut Conn, replaced: bool) -> Result<Files> {
+        let before = Files::at(&self.path);
+        let mut sql = connect_writer(&self.path).await?;
+        if replaced {
+            // Of what a copy says that our members hold, they know nothing.
+            let instances: Vec<String> = lock(&self.instances).keys().cloned().collect();
+            for instance in instances {
+                lease::release_all(&mut sql, &instance).await?;
+            }
+        }
+        reader.sql = Some(connect_reader(&self.path).await?);
+        writer.sql = Some(sql);
+        Ok(Files::at(&self.path).opened_after(&before))
     }
 
     /// Copies the log into the database, and lets it start anew.
@@ -306,7 +317,7 @@ impl Db {
             }
             Some(13) => " cannot grow: the disk is full (free some space)",
             Some(10) => " cannot be read or written: the disk reports an error or is full",
-            Some(11) => " is damaged (put back a copy, or remove the file and its -wal and -shm)",
+            Some(11) => " is damaged (put back a copy, without -wal and -shm beside it)",
             Some(26) => " is not a database (give the stream another `path`)",
             _ => "",
         };
