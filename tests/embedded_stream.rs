@@ -134,6 +134,31 @@ async fn a_restart_after_a_kill_waits_for_no_lease() {
     assert_eq!(taken.len(), 10);
 }
 
+// The log of a killed process stays behind; it must not be read into a copy put there since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_a_killed_process_is_no_part_of_a_restored_copy() {
+    let at = Place::embedded().lease(Duration::from_secs(3600));
+    let copy = at.folder.path().join("copy.db");
+    let backend = at.open().await;
+    let mut writer = backend.writer().await.unwrap();
+    put(&mut writer, events(0..10)).await;
+    sql(&database(&at), &format!("VACUUM INTO '{}'", copy.display())).await;
+    put(&mut writer, events(10..500)).await;
+    drop((writer, backend));
+    let wal = at.folder.path().join("streams.db-wal");
+    until("it is closed", async || !wal.exists()).await;
+    let mut holder = child("holder", &at);
+    ready(&mut holder);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert!(fs::metadata(&wal).unwrap().len() > 0, "the log was to stay behind");
+    fs::rename(&copy, database(&at)).unwrap();
+    let backend = at.open().await;
+    let reader = at.member(&backend, "g").await;
+    assert_eq!(numbers(&finish(&reader, 10).await), (0..10).collect::<Vec<_>>());
+    nothing(&reader).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_write_one_file() {
     let at = Place::embedded();

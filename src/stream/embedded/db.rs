@@ -65,22 +65,6 @@ struct Conn {
     durable: Option<bool>,
     /// Bytes in the log, about.
     logged: u64,
-    path: PathBuf,
-    wal: PathBuf,
-    files: Option<Files>,
-}
-
-impl Drop for Conn {
-    fn drop(&mut self) {
-        // The last connection to close writes the log into the database. When a copy has just
-        // been written into that very file, that would ruin it, so better never close.
-        if let (Some(sql), Some(files)) = (self.sql.take(), self.files)
-            && !files.stand(&self.path, &self.wal)
-            && files.same_database(&Files::at(&self.path))
-        {
-            std::mem::forget(sql);
-        }
-    }
 }
 
 /// A transaction that writes. Dropped unfinished, it takes its connection with it, which rolls
@@ -139,15 +123,10 @@ impl Db {
 
     fn new(path: PathBuf) -> Self {
         let wal = beside(&path, "-wal");
-        let conn = || {
-            let mut conn = Conn::default();
-            (conn.path, conn.wal) = (path.clone(), wal.clone());
-            Arc::new(Mutex::new(conn))
-        };
         Self {
             directory: Arc::new(Directory::of(&path)),
-            writer: conn(),
-            reader: conn(),
+            writer: Arc::default(),
+            reader: Arc::default(),
             opened: StdMutex::default(),
             signals: StdMutex::default(),
             cache: StdMutex::default(),
@@ -236,6 +215,10 @@ impl Db {
             if let Some(files) = replaced {
                 tracing::warn!(path = %path.display(), "the database was replaced; opening it anew");
                 files.make_way(&path)?;
+            } else if opened.files.is_none()
+                && let Some(files) = directory.last_opened()
+            {
+                files.remove_stale_log(&path)?;
             }
             Ok::<_, Error>((lock, replaced.is_some()))
         };
@@ -247,25 +230,30 @@ impl Db {
                 let _ = sql.close().await;
             }
         }
-        let before = Files::at(&self.path);
-        conn.sql = Some(connect_writer(&self.path).await?);
-        if replaced && let Some(sql) = conn.sql.as_mut() {
-            // Of what a copy says that our members hold, they know nothing.
-            let instances: Vec<String> = lock(&self.instances).keys().cloned().collect();
-            for instance in instances {
-                lease::release_all(sql, &instance).await?;
-            }
-        }
-        reader.sql = Some(connect_reader(&self.path).await?);
-        let files = Files::at(&self.path).opened_after(&before);
+        let files = self.connect(conn, &mut reader, replaced).await?;
+        self.directory.note_opened(&files)?;
         drop(held);
         let generation = opened.generation + 1;
         lock(&self.cache).clear(generation);
         *lock(&self.opened) = Opened { files: Some(files), generation };
-        for conn in [conn, &mut *reader] {
-            (conn.files, conn.durable, conn.logged) = (Some(files), None, 0);
-        }
+        (conn.durable, conn.logged) = (None, 0);
         Ok(generation)
+    }
+
+    /// Opens both connections; answers which files they have open.
+    async fn connect(&self, writer: &mut Conn, reader: &mut Conn, replaced: bool) -> Result<Files> {
+        let before = Files::at(&self.path);
+        let mut sql = connect_writer(&self.path).await?;
+        if replaced {
+            // Of what a copy says that our members hold, they know nothing.
+            let instances: Vec<String> = lock(&self.instances).keys().cloned().collect();
+            for instance in instances {
+                lease::release_all(&mut sql, &instance).await?;
+            }
+        }
+        reader.sql = Some(connect_reader(&self.path).await?);
+        writer.sql = Some(sql);
+        Ok(Files::at(&self.path).opened_after(&before))
     }
 
     /// Copies the log into the database, and lets it start anew.
@@ -306,7 +294,7 @@ impl Db {
             }
             Some(13) => " cannot grow: the disk is full (free some space)",
             Some(10) => " cannot be read or written: the disk reports an error or is full",
-            Some(11) => " is damaged (put back a copy, or remove the file and its -wal and -shm)",
+            Some(11) => " is damaged (put back a copy, without -wal and -shm beside it)",
             Some(26) => " is not a database (give the stream another `path`)",
             _ => "",
         };
@@ -319,6 +307,29 @@ impl Drop for Db {
         for instance in lock(&self.instances).keys() {
             self.directory.forget(instance);
         }
+        let conns = [&self.reader, &self.writer];
+        let conns = conns.map(|conn| conn.try_lock().ok().and_then(|mut conn| conn.sql.take()));
+        let conns: Vec<SqliteConnection> = conns.into_iter().flatten().collect();
+        // The last connection to close writes the log into the database. When a copy has just
+        // been written into that very file, that would ruin it, so better never close.
+        let opened = *lock(&self.opened);
+        if !self.stands(&opened)
+            && opened.files.is_some_and(|files| files.same_database(&Files::at(&self.path)))
+        {
+            std::mem::forget(conns);
+            return;
+        }
+        // One after the other: of two that close at once, each sees the other, and neither is
+        // the last. Off this thread, which may be a runtime's; it takes as long as a checkpoint.
+        let closing = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+            for conn in conns {
+                // Whatever it was, the log is read when the file is opened next.
+                let _ = runtime.block_on(conn.close());
+            }
+            Ok::<_, Error>(())
+        });
+        let _ = closing.join();
     }
 }
 

@@ -1,11 +1,11 @@
 //! The files of a database, and what is done when somebody put others in their place.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
@@ -15,8 +15,12 @@ const SETTLED: Duration = Duration::from_millis(400);
 /// How long we wait for that, at most.
 const SETTLING_MAX: Duration = Duration::from_secs(20);
 
-/// Which file stands at a path.
-type Id = Option<(u64, u64)>;
+/// The note of which files were opened, in a [`Directory`].
+const OPENED: &str = "opened";
+
+/// Which file stands at a path: its device, its inode, and when it was made, in nanoseconds (an
+/// inode is given to the next file at once).
+type Id = Option<(u64, u64, u128)>;
 
 /// Which files stand at the paths of a database. SQLite goes on with the files it opened whatever
 /// happens to their names, so this tells whether what it has open is still what is there.
@@ -49,6 +53,21 @@ impl Files {
         Self { db: before.db.or(self.db), ..self }
     }
 
+    /// Removes the log that `self` wrote where the database is another one by now: read into that,
+    /// it would corrupt it.
+    pub fn remove_stale_log(&self, path: &Path) -> Result<()> {
+        let now = Self::at(path);
+        if now.db == self.db {
+            return Ok(());
+        }
+        for (suffix, then, now) in [("-wal", self.wal, now.wal), ("-shm", self.shm, now.shm)] {
+            if now.is_some() && now == then {
+                remove(&beside(path, suffix))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes what was put at `path` ready to be opened, after `self` was open there.
     ///
     /// A copy written into the very file that SQLite holds open gets an inode of its own: only
@@ -61,12 +80,7 @@ impl Files {
         settle(path);
         let now = Self::at(path);
         if now.db.is_none() || now.db != self.db {
-            for (suffix, then, now) in [("-wal", self.wal, now.wal), ("-shm", self.shm, now.shm)] {
-                if now.is_some() && now == then {
-                    remove(&beside(path, suffix))?;
-                }
-            }
-            return Ok(());
+            return self.remove_stale_log(path);
         }
         let copy = beside(path, "-restored");
         fs::copy(path, &copy)
@@ -90,7 +104,13 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn id(path: &Path) -> Id {
-    fs::metadata(path).ok().map(|data| (data.dev(), data.ino()))
+    fs::metadata(path).ok().map(|data| id_of(&data))
+}
+
+fn id_of(data: &Metadata) -> (u64, u64, u128) {
+    // Not every file system tells when; the same answer each time will do.
+    let made = data.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+    (data.dev(), data.ino(), made.unwrap_or_default().as_nanos())
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -142,6 +162,30 @@ impl Directory {
         Ok(file)
     }
 
+    /// Notes which files were opened, for whoever opens the database after this process.
+    pub fn note_opened(&self, files: &Files) -> Result<()> {
+        let path = self.0.join(OPENED);
+        let text = [files.db, files.wal, files.shm].map(|id| {
+            id.map_or("-".to_owned(), |(dev, inode, made)| format!("{dev}:{inode}:{made}"))
+        });
+        fs::write(&path, text.join(" "))
+            .with_context(|| format!("failed to write {}", path.display()))
+    }
+
+    /// Which files were opened last, where that is known.
+    pub fn last_opened(&self) -> Option<Files> {
+        let text = fs::read_to_string(self.0.join(OPENED)).ok()?;
+        let mut ids = text.split(' ').map(|id| {
+            let mut parts = id.split(':');
+            Some((
+                parts.next()?.parse().ok()?,
+                parts.next()?.parse().ok()?,
+                parts.next()?.parse().ok()?,
+            ))
+        });
+        Some(Files { db: ids.next()?, wal: ids.next()?, shm: ids.next()? })
+    }
+
     /// Marks `instance` as alive for as long as the file is open. `None`: another process does.
     pub fn claim(&self, instance: &str) -> Result<Option<File>> {
         let name = lock_name(instance);
@@ -159,7 +203,7 @@ impl Directory {
 
     /// Whether `file` is (still) what others find when they ask for `instance`.
     pub fn is_claim(&self, instance: &str, file: &File) -> bool {
-        let held = file.metadata().ok().map(|data| (data.dev(), data.ino()));
+        let held = file.metadata().ok().map(|data| id_of(&data));
         held.is_some() && held == id(&self.0.join(lock_name(instance)))
     }
 
@@ -205,6 +249,20 @@ mod tests {
         fs::remove_dir_all(&directory.0).unwrap();
         assert!(!directory.is_claim("a", &claim));
         assert!(directory.claim("a").unwrap().is_some());
+    }
+
+    #[test]
+    fn what_was_opened_is_noted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("streams.db");
+        let directory = Directory::of(&path);
+        assert_eq!(directory.last_opened(), None);
+        drop(directory.lock().unwrap());
+        for file in ["streams.db", "streams.db-wal"] {
+            fs::write(folder.path().join(file), "").unwrap();
+            directory.note_opened(&Files::at(&path)).unwrap();
+            assert_eq!(directory.last_opened(), Some(Files::at(&path)));
+        }
     }
 
     #[test]

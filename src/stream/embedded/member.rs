@@ -21,6 +21,8 @@ use crate::stream::{Reader, ReaderSpec};
 
 /// How often a waiting member looks for what other processes appended or left behind.
 const POLL: Duration = Duration::from_millis(150);
+/// How long one fetch waits, at most.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// How often a member says that it is there.
 const SEEN_MS: i64 = 2000;
 
@@ -159,7 +161,7 @@ impl Member {
 impl Reader for Member {
     async fn fetch(&self, events: usize, bytes: usize, wait: Duration) -> Result<Vec<Delivery>> {
         let Inner { stream, spec, .. } = &*self.0;
-        let end = Instant::now() + wait;
+        let end = Instant::now() + wait.min(WAIT_MAX);
         let signal = stream.db.signal(&stream.spec.name, &spec.group.name);
         loop {
             stream.tend();

@@ -36,13 +36,11 @@ impl Stream {
         {
             return;
         }
-        let stream = self.clone();
+        let done = Done(self.clone());
         tokio::spawn(async move {
-            let done = Done(stream.clone());
-            if let Err(error) = stream.tend_now().await {
-                tracing::warn!(stream = %stream.spec.name, "failed to tidy up: {error:#}");
+            if let Err(error) = done.0.tend_now().await {
+                tracing::warn!(stream = %done.0.spec.name, "failed to tidy up: {error:#}");
             }
-            drop(done);
         });
     }
 
@@ -54,7 +52,7 @@ impl Stream {
     }
 }
 
-/// Lets the stream be tended again, also after a panic.
+/// Lets the stream be tended again, however the task ends.
 struct Done(Arc<Stream>);
 
 impl Drop for Done {
