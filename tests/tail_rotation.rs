@@ -95,7 +95,7 @@ async fn what_an_editor_saves_goes_on_where_it_was() {
     stream.until_lines(6).await;
     running.stop().await;
     assert_eq!(stream.lines(), ["one", "two", "three", "four", "five", "six"]);
-    assert_eq!(stream.slots().len(), 1, "it was one generation all along");
+    assert_eq!(stream.state().generations(), 1, "it was one generation all along");
 }
 
 #[tokio::test]

@@ -27,6 +27,13 @@ pub struct State {
     ids: HashSet<EventId>,
 }
 
+impl State {
+    /// How many generations have a checkpoint.
+    pub fn generations(&self) -> usize {
+        self.slots.values().filter(|position| position.note.contains("birth")).count()
+    }
+}
+
 /// The stand-in; a clone is the same stream.
 #[derive(Clone, Default)]
 pub struct Stream(Arc<Mutex<State>>);

@@ -15,7 +15,7 @@ use super::matching::Stranger;
 use super::registry::Changes;
 use super::scan::{Found, Pattern};
 use super::watcher::{Directories, POLL, Wake};
-use crate::source::{Batch, Move};
+use crate::source::{Batch, Move, Position};
 use anyhow::Result;
 
 /// Files held open at once, about.
@@ -83,6 +83,8 @@ pub struct Engine {
     pub(super) ready: VecDeque<PathBuf>,
     /// Files whose generations are to be written down before they are read.
     pub(super) unborn: Vec<Stranger>,
+    /// What the stream holds in [`identity::CENSUS`] once everything handed out is stored.
+    pub(super) census: Option<Position>,
     pub(super) open_files: usize,
     pub(super) uses: u64,
     /// The first look is over, now or in an earlier life.
@@ -99,6 +101,8 @@ pub struct Engine {
     pub(super) marked: Option<Instant>,
     /// Generations that are gone, which is to be written down.
     pub(super) gone: Vec<u64>,
+    /// Generations that turned out to be others, which is to be written down.
+    pub(super) mistaken: Vec<u64>,
     /// Slots to be forgotten with the next batch.
     pub(super) forgotten: Vec<Move>,
     /// Generations whose unfinished last line will never be finished.
@@ -127,6 +131,7 @@ impl Engine {
             lanes: HashMap::new(),
             ready: VecDeque::new(),
             unborn: Vec::new(),
+            census: None,
             open_files: 0,
             uses: 0,
             looked: false,
@@ -136,6 +141,7 @@ impl Engine {
             pending: false,
             marked: None,
             gone: Vec::new(),
+            mistaken: Vec::new(),
             forgotten: Vec::new(),
             orphans: Vec::new(),
             told_empty: false,
@@ -253,6 +259,13 @@ impl Engine {
 
     fn close_batch(&mut self, out: Out, touched: Vec<usize>) -> Result<Batch> {
         let mut moves = std::mem::take(&mut self.forgotten);
+        let begun = touched.iter().map(|&index| &self.generations[index]);
+        let begun: Vec<u64> = begun.filter(|one| one.last.is_none()).map(|one| one.uid).collect();
+        if !begun.is_empty() {
+            let to = Some(identity::census(self.census.as_ref(), &begun));
+            let from = std::mem::replace(&mut self.census, to.clone());
+            moves.push(Move { slot: identity::CENSUS.to_owned(), from, to });
+        }
         for index in touched {
             moves.push(self.generations[index].advance()?);
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{hash, hash_parts};
-use crate::source::Slot;
+use crate::source::{Position, Slot};
 
 /// Of the first line, this much counts.
 pub const HEAD_BYTES: usize = 1024;
@@ -178,6 +178,18 @@ impl Note {
         );
         Ok(note)
     }
+}
+
+/// The slot that moves with the first events of each generation. Whoever began one that we do not
+/// know of has moved it: then ours is not begun, and we find out that it is theirs.
+pub const CENSUS: &str = "generations";
+
+/// Where the census stands after these generations began.
+pub fn census(before: Option<&Position>, begun: &[u64]) -> Position {
+    let (order, note) = before.map_or((0, ""), |before| (before.order, &before.note));
+    let uids: Vec<u8> = begun.iter().flat_map(|uid| uid.to_le_bytes()).collect();
+    let note = format!("{:016x}", hash_parts(&[note.as_bytes(), &uids]));
+    Position { order: order + begun.len() as u64, note }
 }
 
 /// The slot of the generation with this id.

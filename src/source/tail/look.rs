@@ -42,6 +42,7 @@ impl Engine {
         }
         self.looked = true;
         changes.gone = std::mem::take(&mut self.gone);
+        changes.forget = std::mem::take(&mut self.mistaken);
         self.mark(&mut changes);
         changes
     }

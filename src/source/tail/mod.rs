@@ -13,6 +13,9 @@
 //! What must not be decided twice (which generations there were, where each began) is in
 //! `sources.db` in the data directory before the first event of a generation is handed out.
 //!
+//! Two tails may follow one file into one stream: the slots decide who stores what, and that of
+//! the census makes sure that neither begins a generation without knowing all the other began.
+//!
 //! Best effort, because a file does not tell:
 //! - Lines written between a `copytruncate`'s copy and its truncation are lost to everybody. Of
 //!   what was not read yet when a file is truncated, a copy in the same directory is read to its
@@ -164,17 +167,20 @@ impl Tail {
 impl Source for Tail {
     async fn seek(&mut self, stored: &[Slot]) -> Result<()> {
         self.stored.clear();
-        let slots = stored.iter().map(|slot| Ok((slot.1.clone(), Note::read(slot)?)));
+        let census = stored.iter().find(|(slot, _)| slot == identity::CENSUS);
+        let slots = stored.iter().filter(|(slot, _)| slot != identity::CENSUS);
+        let slots = slots.map(|slot| Ok((slot.1.clone(), Note::read(slot)?)));
         let slots = slots.collect::<Result<Vec<_>>>()?;
         let registry = self.registry().await?;
         let known = registry.load().await?;
-        let adopted = slots.iter().map(|(_, note)| note.birth.clone());
+        let births = slots.iter().map(|(_, note)| note.birth.clone());
         let born: Vec<_> =
-            adopted.filter(|birth| !known.entries.contains_key(&birth.uid())).collect();
+            births.filter(|birth| !known.entries.contains_key(&birth.uid())).collect();
         if !born.is_empty() {
             registry.record(&Changes { born, ..Changes::default() }, now_us() / 1000).await?;
         }
-        self.blocking(move |engine| engine.seek(&known, slots, now_us() / 1000)).await
+        let census = census.map(|(_, position)| position.clone());
+        self.blocking(move |engine| engine.seek(&known, census, slots, now_us() / 1000)).await
     }
 
     async fn next(&mut self) -> Result<Pull> {
