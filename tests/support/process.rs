@@ -183,7 +183,7 @@ impl Drop for Running {
     }
 }
 
-fn try_get(port: u16, path: &str) -> std::io::Result<(u16, String)> {
+pub fn try_get(port: u16, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
