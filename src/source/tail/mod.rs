@@ -32,10 +32,10 @@
 //! - A deleted file is read to its end if it was open: it was seen before, and was one of the 256
 //!   used last. Its last line then counts even without a newline.
 //!
-//! The parts, from the file up: [`identity`], [`cursor`] (bytes into lines), [`generation`],
-//! [`scan`] and [`watcher`] (which files there are, and when to look), [`look`] and [`matching`]
-//! (which file is which generation), [`batch`], [`resume`] (going back to a checkpoint),
-//! [`engine`] (whose turn it is), and [`registry`] (what is remembered).
+//! The parts, from the file up: `identity`, `cursor` (bytes into lines), `generation`,
+//! `scan` and `watcher` (which files there are, and when to look), `look` and `matching`
+//! (which file is which generation), `batch`, `resume` (going back to a checkpoint),
+//! `engine` (whose turn it is), and `registry` (what is remembered).
 
 mod batch;
 mod cursor;
