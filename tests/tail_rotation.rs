@@ -122,7 +122,9 @@ const TITLE: &str = "# the same first line in every file";
 struct Rotation {
     setup: Setup,
     stream: Stream,
-    running: Option<Running>,
+    /// Another tail of the same file, with a data directory of its own.
+    second: Option<Setup>,
+    running: Vec<Running>,
     random: fastrand::Rng,
     log: PathBuf,
     file: File,
@@ -140,17 +142,18 @@ struct Rotation {
 }
 
 impl Rotation {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, tails: usize) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let setup = Setup::new(if random.bool() { "log" } else { "log*" });
         let log = setup.at("log");
         let file = OpenOptions::new().append(true).create(true).open(&log).unwrap();
         let stream = Stream::default();
-        let running = Some(setup.start(&stream));
+        let second = (tails > 1).then(|| setup.elsewhere(".data2"));
         Self {
             setup,
+            second,
             stream,
-            running,
+            running: Vec::new(),
             random,
             log,
             file,
@@ -192,13 +195,14 @@ impl Rotation {
     }
 
     fn start(&mut self) {
-        if self.running.is_none() {
-            self.running = Some(self.setup.start(&self.stream));
+        if self.running.is_empty() {
+            let setups = std::iter::once(&self.setup).chain(&self.second);
+            self.running = setups.map(|setup| setup.start(&self.stream)).collect();
         }
     }
 
     async fn stop(&mut self) {
-        if let Some(running) = self.running.take() {
+        for running in std::mem::take(&mut self.running) {
             running.stop().await;
         }
     }
@@ -353,6 +357,8 @@ impl Rotation {
         let what = self.random.usize(..10);
         println!("{what} after line {}", self.number);
         match what {
+            // What one of two tails sees of a truncation or a save, the other may not.
+            5 | 6 | 8 if self.second.is_some() => {}
             0 | 1 => self.rename_and_recreate(),
             2 => self.rename_under_the_writer(),
             3 => self.delete_and_recreate().await,
@@ -403,13 +409,12 @@ impl Rotation {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_line_that_could_be_seen_is_stored_once() {
+async fn rotate_at_random(tails: usize, rotations: u64) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = number("AQUEDUCT_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let rotations = number("AQUEDUCT_ROTATIONS").unwrap_or(60);
+    let rotations = number("AQUEDUCT_ROTATIONS").unwrap_or(rotations);
     println!("AQUEDUCT_SEED={seed} AQUEDUCT_ROTATIONS={rotations}");
-    let mut rotation = Rotation::new(seed);
+    let mut rotation = Rotation::new(seed, tails);
     for _ in 0..rotations {
         rotation.rotate().await;
     }
@@ -423,4 +428,14 @@ async fn every_line_that_could_be_seen_is_stored_once() {
         rotation.same_inode,
         rotation.stream.state().rewinds
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_line_that_could_be_seen_is_stored_once() {
+    rotate_at_random(1, 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_line_that_two_tails_could_see_is_stored_once() {
+    rotate_at_random(2, 60).await;
 }

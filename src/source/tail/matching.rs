@@ -103,29 +103,25 @@ impl Engine {
 
     /// The youngest generation that was last in this inode, with the same first line. Older ones
     /// of this inode ended when it began. (Two devices may have an inode of one number: the name
-    /// tells. And one of which nothing is stored may be another reader's, taken for a new one.)
+    /// tells.)
     fn take_by_inode(&mut self, missing: &[usize], stranger: &mut Stranger) -> bool {
-        let (key, head, path) = (stranger.found.key, stranger.head, stranger.found.path.clone());
-        let mut best: [Option<((bool, i64, u32), usize)>; 2] = [None; 2];
-        for &index in missing {
-            let generation = &self.generations[index];
+        let (key, first, path) = (stranger.found.key, stranger.head.hash, &stranger.found.path);
+        let fits = |index: &usize| {
+            let generation = &self.generations[*index];
+            generation.is_missing()
+                && generation.lost != Some(key)
+                && generation.inode == key.inode
+                && generation.birth.first == first
+        };
+        let rank = |index: &usize| {
+            let generation = &self.generations[*index];
             let birth = &generation.birth;
-            if !generation.is_missing()
-                || generation.lost == Some(key)
-                || generation.inode != key.inode
-                || birth.first != head.hash
-            {
-                continue;
-            }
-            let proven = generation.last.is_some() && generation.cursor.offset() >= head.len + 2;
-            let rank = (generation.path == path, birth.since_ms, birth.ordinal);
-            let best = &mut best[usize::from(!proven)];
-            *best = (*best).max(Some((rank, index)));
+            (&generation.path == path, birth.since_ms, birth.ordinal)
+        };
+        match missing.iter().copied().filter(fits).max_by_key(rank) {
+            Some(index) => self.take(index, stranger).unwrap_or(false),
+            None => false,
         }
-        let [proven, youngest] = best;
-        let youngest = youngest.filter(|youngest| proven.is_none_or(|proven| proven < *youngest));
-        let mut tries = proven.into_iter().chain(youngest);
-        tries.any(|(_, index)| self.take(index, stranger).unwrap_or(false))
     }
 
     /// The missing generation whose content this file continues: best one of its name, else the

@@ -24,13 +24,18 @@
 //! - A file that is written anew between two looks (at most 250 ms apart, and at once where the
 //!   system notifies), with the same first line, at least as long as what was read, and the same
 //!   256 bytes before that place, looks as if it had grown.
+//! - Of two tails of one file, one may see it truncated or saved by an editor, and the other only
+//!   what came of that: where both then begin to read it before either has stored anything of
+//!   it, its lines may be stored under two ids.
+//! - A stream that comes back older has forgotten how far files were read; of those that were
+//!   deleted or replaced while the tail was down, some cannot be told from their successors then.
 //! - A deleted file is read to its end if it was open: it was seen before, and was one of the 256
 //!   used last. Its last line then counts even without a newline.
 //!
-//! The parts, from the file up: [`identity`], [`cursor`] (bytes into lines), [`generation`],
-//! [`scan`] and [`watcher`] (which files there are, and when to look), [`look`] and [`matching`]
-//! (which file is which generation), [`batch`], [`resume`] (going back to a checkpoint),
-//! [`engine`] (whose turn it is), and [`registry`] (what is remembered).
+//! The parts, from the file up: `identity`, `cursor` (bytes into lines), `generation`,
+//! `scan` and `watcher` (which files there are, and when to look), `look` and `matching`
+//! (which file is which generation), `batch`, `resume` (going back to a checkpoint),
+//! `engine` (whose turn it is), and `registry` (what is remembered).
 
 mod batch;
 mod cursor;

@@ -115,9 +115,15 @@ impl Engine {
         for (key, mistaken) in open {
             let pair = self.generations.get_disjoint_mut([stored.index, mistaken]);
             let Ok([theirs, ours]) = pair else { continue };
+            // Only a generation of which nothing is stored can be a mistake; and the other must
+            // be news to us, or be said to have gone on in this file.
             let named = key.inode == stored.inode;
-            let alike = ours.last.is_none() && ours.birth.first == theirs.birth.first;
-            if !alike || !(named || stored.foreign && theirs.is_missing()) {
+            let news = match theirs.place {
+                Place::Missing => stored.foreign,
+                Place::Open(_) => named,
+                Place::Closed(..) | Place::Gone => false,
+            };
+            if !news || ours.last.is_some() || ours.birth.first != theirs.birth.first {
                 continue;
             }
             let Place::Open(handle) = &ours.place else { continue };

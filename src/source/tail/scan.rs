@@ -142,7 +142,7 @@ mod tests {
         };
         assert_eq!(files("*.log"), [at("[x].log"), at("a.log"), at("b.log")]);
         assert_eq!(files("[x].log"), [at("[x].log")], "a name as it is written");
-        assert_eq!(files("none.log"), [PathBuf::new(); 0]);
+        assert!(files("none.log").is_empty());
         let pattern = Pattern::new("logs/*.log").unwrap();
         assert!(pattern.matches("logs/a.log") && pattern.matches("logs/*.log"));
         assert!(!pattern.matches("logs/.a.log") && !pattern.matches("logs/old/a.log"));
