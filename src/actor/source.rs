@@ -18,7 +18,7 @@ use super::stream::StreamActor;
 use super::{Shared, keeper};
 use crate::event::Event;
 use crate::fault;
-use crate::source::{Batch, Dead, Position, Pull, Slot, Source, SourceSpec};
+use crate::source::{Batch, Dead, Move, Position, Pull, Slot, Source, SourceSpec};
 use crate::stream::{self, Appended};
 use crate::telemetry::board::{Component, State};
 use crate::telemetry::metrics::SourceLabels;
@@ -79,8 +79,15 @@ impl Actor for SourceActor {
 
 impl Supervised for SourceActor {}
 
+/// An append on its way: how many events, which steps, and the answer to be.
+struct Sent {
+    events: u64,
+    moves: Vec<Move>,
+    answer: LocalBoxFuture<'static, Result<Appended, Down>>,
+}
+
 /// Appends whose answers are awaited, in order.
-type UnderWay = VecDeque<LocalBoxFuture<'static, (u64, Result<Appended, Down>)>>;
+type UnderWay = VecDeque<Sent>;
 
 /// How a run of appends ended.
 enum Ended {
@@ -147,23 +154,23 @@ impl Life {
                     }
                 }
                 // Answers that are here already are taken before the next batch.
-                while let Some(answer) = under_way.front_mut().and_then(|a| a.now_or_never()) {
-                    under_way.pop_front();
-                    if !self.accepted(answer)? {
-                        return self.settle(under_way).await;
+                while let Some(answer) =
+                    under_way.front_mut().and_then(|sent| (&mut sent.answer).now_or_never())
+                {
+                    if !self.accepted(source, under_way.pop_front(), answer) {
+                        return self.settle(source, under_way).await;
                     }
                 }
                 continue;
             }
             if let Some(front) = under_way.front_mut() {
                 let answer = tokio::select! {
-                    answer = front => answer,
+                    answer = &mut front.answer => answer,
                     // What is not accepted by then is no loss: the checkpoint tells.
                     () = stopped_for(&self.component, STOP_WAIT) => return Ok(Ended::Stopped),
                 };
-                under_way.pop_front();
-                if !self.accepted(answer)? {
-                    return self.settle(under_way).await;
+                if !self.accepted(source, under_way.pop_front(), answer) {
+                    return self.settle(source, under_way).await;
                 }
                 idle = idle && !under_way.is_empty(); // asks again whether it is spent
                 continue;
@@ -202,15 +209,15 @@ impl Life {
             set_slot(stored, &step.slot, step.to.clone());
         }
         let events = batch.events.len() as u64;
+        let moves = batch.moves;
         let append = stream::Append {
             origin: self.origin.clone(),
-            moves: batch.moves,
+            moves: moves.clone(),
             events: batch.events,
         };
         let answer = self.stream.send(Append { append, wait: true });
-        under_way.push_back(
-            async move { (events, answer.await.unwrap_or(Err(Down::Died))) }.boxed_local(),
-        );
+        let answer = async move { answer.await.unwrap_or(Err(Down::Died)) }.boxed_local();
+        under_way.push_back(Sent { events, moves, answer });
         Ok(())
     }
 
@@ -226,33 +233,40 @@ impl Life {
         }
     }
 
-    /// Takes an answer. `false`: the checkpoint has to be read again.
-    fn accepted(&self, answer: (u64, Result<Appended, Down>)) -> Result<bool> {
-        match answer {
-            (events, Ok(Appended::Durable)) => {
+    /// Takes the answer to what was sent. `false`: the checkpoint has to be read again.
+    fn accepted(
+        &self,
+        source: &mut dyn Source,
+        sent: Option<Sent>,
+        answer: Result<Appended, Down>,
+    ) -> bool {
+        match (answer, sent) {
+            (Ok(Appended::Durable), Some(sent)) => {
                 self.component.progressed();
-                self.published.inc_by(events);
+                source.stored(&sent.moves);
+                self.published.inc_by(sent.events);
                 if let Some(named) = &self.named {
-                    named.inc_by(events);
+                    named.inc_by(sent.events);
                 }
-                Ok(true)
+                true
             }
-            (_, Ok(Appended::Rewound)) => {
+            (Ok(Appended::Rewound), _) => {
                 tracing::info!(
                     source = %self.spec.name,
                     stream = %self.spec.to,
                     "the stream holds another checkpoint: going there"
                 );
-                Ok(false)
+                false
             }
-            (_, Ok(Appended::Full(_)) | Err(_)) => Ok(false),
+            _ => false,
         }
     }
 
     /// Waits for what is still under way: it fails the same way, or it was stored after all.
-    async fn settle(&self, under_way: UnderWay) -> Result<Ended> {
-        for answer in under_way {
-            self.accepted(answer.await)?;
+    async fn settle(&self, source: &mut dyn Source, under_way: UnderWay) -> Result<Ended> {
+        for mut sent in under_way {
+            let answer = (&mut sent.answer).await;
+            self.accepted(source, Some(sent), answer);
         }
         match self.component.stop.is_cancelled() {
             true => Ok(Ended::Stopped),
