@@ -13,7 +13,7 @@ use sqlx::{ConnectOptions, Connection, Row};
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use super::cache::Cache;
-use super::files::{Directory, Files, beside};
+use super::files::{Directory, Files, Turns, beside};
 use super::{lease, schema};
 
 /// How long a call waits for another process that holds the database locked.
@@ -65,6 +65,8 @@ struct Conn {
     durable: Option<bool>,
     /// Bytes in the log, about.
     logged: u64,
+    /// The right to write, among processes.
+    turns: Option<Arc<Turns>>,
 }
 
 /// A transaction that writes. Dropped unfinished, it takes its connection with it, which rolls
@@ -161,7 +163,16 @@ impl Db {
     where
         W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>>,
     {
-        let generation = self.ready(&mut conn).await?;
+        let turn = loop {
+            self.ready(&mut conn).await?;
+            let turns = conn.turns.clone().context("the connection is gone")?;
+            let turn = turns.take(BUSY).await;
+            // Others may have had long turns.
+            if self.stands(&lock(&self.opened)) {
+                break turn;
+            }
+        };
+        let generation = lock(&self.opened).generation;
         let sql = conn.sql.take().context("the connection is gone")?;
         let mut tx = Tx { sql, generation, written: TRANSACTION_BYTES };
         let durable = commit == Commit::Durable;
@@ -180,6 +191,7 @@ impl Db {
         if conn.logged >= CHECKPOINT_BYTES {
             self.checkpoint(&mut conn).await;
         }
+        drop(turn);
         result
     }
 
@@ -236,7 +248,7 @@ impl Db {
         let generation = opened.generation + 1;
         lock(&self.cache).clear(generation);
         *lock(&self.opened) = Opened { files: Some(files), generation };
-        (conn.durable, conn.logged) = (None, 0);
+        (conn.durable, conn.logged, conn.turns) = (None, 0, Some(self.directory.turns()?));
         Ok(generation)
     }
 

@@ -4,6 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -77,7 +78,10 @@ impl Files {
     ///
     /// Blocks. Call it with the lock of [`Directory::lock`] held.
     pub fn make_way(&self, path: &Path) -> Result<()> {
-        settle(path);
+        // A log that is not ours: it is open already, and changes all the time.
+        let wal = Self::at(path).wal;
+        let in_use = wal.is_some() && wal != self.wal;
+        settle(path, if in_use { SETTLED * 2 } else { SETTLING_MAX });
         let now = Self::at(path);
         if now.db.is_none() || now.db != self.db {
             return self.remove_stale_log(path);
@@ -122,13 +126,13 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Waits until nothing changes at `path` any more.
-fn settle(path: &Path) {
+/// Waits until nothing changes at `path` any more, but not longer than `max`.
+fn settle(path: &Path, max: Duration) {
     let look =
         || fs::metadata(path).ok().map(|data| (data.ino(), data.len(), data.modified().ok()));
     let start = Instant::now();
     let (mut seen, mut since) = (look(), start);
-    while since.elapsed() < SETTLED && start.elapsed() < SETTLING_MAX {
+    while since.elapsed() < SETTLED && start.elapsed() < max {
         sleep(Duration::from_millis(20));
         let now = look();
         if now != seen {
@@ -160,6 +164,11 @@ impl Directory {
         let file = self.file("open.lock")?;
         file.lock().with_context(|| format!("failed to lock a file in {}", self.0.display()))?;
         Ok(file)
+    }
+
+    /// The right to write.
+    pub fn turns(&self) -> Result<Arc<Turns>> {
+        Ok(Arc::new(Turns { next: self.file("next.lock")?, now: self.file("write.lock")? }))
     }
 
     /// Notes which files were opened, for whoever opens the database after this process.
@@ -211,6 +220,43 @@ impl Directory {
     pub fn forget(&self, instance: &str) {
         // What stays behind is an empty file that the next one to look takes for dead again.
         let _ = fs::remove_file(self.0.join(lock_name(instance)));
+    }
+}
+
+/// The right to write, in turn among processes. SQLite would have each look for it ever more
+/// rarely, so that of two busy processes one waits for long. Whoever has the right may still find
+/// the database locked, by a program that knows nothing of this.
+#[derive(Debug)]
+pub(super) struct Turns {
+    /// Held by who is next, so that nobody gets two turns while another waits.
+    next: File,
+    /// Held by who writes.
+    now: File,
+}
+
+/// This process's turn, until it is dropped.
+pub(super) struct Turn(Arc<Turns>);
+
+impl Turns {
+    /// Waits for this process's turn; after `max`, it goes on without.
+    pub async fn take(self: &Arc<Self>, max: Duration) -> Turn {
+        let (turn, start) = (Turn(self.clone()), Instant::now());
+        for file in [&self.next, &self.now] {
+            while file.try_lock().is_err() && start.elapsed() < max {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        // What cannot be unlocked is unlocked with the process.
+        let _ = self.next.unlock();
+        turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        for file in [&self.0.next, &self.0.now] {
+            let _ = file.unlock();
+        }
     }
 }
 
