@@ -157,7 +157,7 @@ async fn running(how: Restore) {
     let source = source(backend.clone(), "a", OURS, sent.clone(), rewound.clone());
     let source = tokio::spawn(source);
     let mut other = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "plays_the_other_process"])
+        .args(["--exact", "plays_the_other_process", "--nocapture"])
         .env(PLACE, at.folder.path())
         .spawn()
         .unwrap();

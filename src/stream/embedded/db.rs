@@ -18,6 +18,8 @@ use super::{lease, schema};
 
 /// How long a call waits for another process that holds the database locked.
 const BUSY: Duration = Duration::from_secs(15);
+/// How long closing the database waits for another process that is just opening it.
+const CLOSING: Duration = Duration::from_secs(1);
 /// Bytes written to the log until it is copied into the database.
 const CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
 /// What a transaction writes beside its events, about.
@@ -48,6 +50,8 @@ pub(super) struct Db {
     pub instances: StdMutex<HashMap<String, std::fs::File>>,
     /// Held while one is added.
     pub holding: Mutex<()>,
+    /// Tells other processes that this one has the file open.
+    user: StdMutex<Option<std::fs::File>>,
 }
 
 /// What is open: it changes each time the file is opened anew.
@@ -134,6 +138,7 @@ impl Db {
             cache: StdMutex::default(),
             instances: StdMutex::default(),
             holding: Mutex::default(),
+            user: StdMutex::default(),
             path,
             wal,
         }
@@ -220,21 +225,9 @@ impl Db {
             return Ok(opened.generation);
         }
         let mut reader = self.reader.clone().lock_owned().await;
-        let (directory, path, wal) = (self.directory.clone(), self.path.clone(), self.wal.clone());
-        let way = move || {
-            let lock = directory.lock()?;
-            let replaced = opened.files.filter(|files| !files.stand(&path, &wal));
-            if let Some(files) = replaced {
-                tracing::warn!(path = %path.display(), "the database was replaced; opening it anew");
-                files.make_way(&path)?;
-            } else if opened.files.is_none()
-                && let Some(files) = directory.last_opened()
-            {
-                files.remove_stale_log(&path)?;
-            }
-            Ok::<_, Error>((lock, replaced.is_some()))
-        };
-        let (held, replaced) = tokio::task::spawn_blocking(way).await??;
+        let (directory, path) = (self.directory.clone(), self.path.clone());
+        let way = move || directory.make_way(&path, opened.files);
+        let way = tokio::task::spawn_blocking(way).await??;
         lock(&self.opened).files = None;
         for conn in [&mut *conn, &mut *reader] {
             if let Some(sql) = conn.sql.take() {
@@ -242,9 +235,10 @@ impl Db {
                 let _ = sql.close().await;
             }
         }
-        let files = self.connect(conn, &mut reader, replaced).await?;
+        let files = self.connect(conn, &mut reader, way.replaced).await?;
         self.directory.note_opened(&files)?;
-        drop(held);
+        *lock(&self.user) = Some(way.user);
+        drop(way.lock);
         let generation = opened.generation + 1;
         lock(&self.cache).clear(generation);
         *lock(&self.opened) = Opened { files: Some(files), generation };
@@ -333,7 +327,11 @@ impl Drop for Db {
         }
         // One after the other: of two that close at once, each sees the other, and neither is
         // the last. Off this thread, which may be a runtime's; it takes as long as a checkpoint.
+        let (directory, user) = (self.directory.clone(), lock(&self.user).take());
         let closing = std::thread::spawn(move || {
+            // Who opens it meanwhile is to see it either open or closed.
+            let _lock = directory.lock_for(CLOSING);
+            let _user = user;
             let runtime = tokio::runtime::Builder::new_current_thread().build()?;
             for conn in conns {
                 // Whatever it was, the log is read when the file is opened next.

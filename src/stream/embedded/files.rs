@@ -16,6 +16,8 @@ const SETTLED: Duration = Duration::from_millis(400);
 /// How long we wait for that, at most.
 const SETTLING_MAX: Duration = Duration::from_secs(20);
 
+/// Held by who opens or closes the database, in a [`Directory`].
+const OPENING: &str = "open.lock";
 /// The note of which files were opened, in a [`Directory`].
 const OPENED: &str = "opened";
 
@@ -56,7 +58,7 @@ impl Files {
 
     /// Removes the log that `self` wrote where the database is another one by now: read into that,
     /// it would corrupt it.
-    pub fn remove_stale_log(&self, path: &Path) -> Result<()> {
+    fn remove_stale_log(&self, path: &Path) -> Result<()> {
         let now = Self::at(path);
         if now.db == self.db {
             return Ok(());
@@ -69,19 +71,13 @@ impl Files {
         Ok(())
     }
 
-    /// Makes what was put at `path` ready to be opened, after `self` was open there.
+    /// Makes what was put at `path` ready to be opened, while somebody still has `self` open.
     ///
     /// A copy written into the very file that SQLite holds open gets an inode of its own: only
     /// then does SQLite see that its file has moved, and neither writes its old log into the copy
-    /// when it closes, nor shares its index with whoever opens it anew. A log that belonged to
-    /// the file that is gone is removed: read into another one it would corrupt it.
-    ///
-    /// Blocks. Call it with the lock of [`Directory::lock`] held.
-    pub fn make_way(&self, path: &Path) -> Result<()> {
-        // A log that is not ours: it is open already, and changes all the time.
-        let wal = Self::at(path).wal;
-        let in_use = wal.is_some() && wal != self.wal;
-        settle(path, if in_use { SETTLED * 2 } else { SETTLING_MAX });
+    /// when it closes, nor shares its index with whoever opens it anew.
+    fn make_way(&self, path: &Path) -> Result<()> {
+        settle(path);
         let now = Self::at(path);
         if now.db.is_none() || now.db != self.db {
             return self.remove_stale_log(path);
@@ -98,6 +94,16 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// The way to a database is free.
+pub(super) struct Way {
+    /// Keeps others from opening it meanwhile.
+    pub lock: File,
+    /// Tells others that it is in use.
+    pub user: File,
+    /// It is another database than the one that this process had open.
+    pub replaced: bool,
 }
 
 /// `path` with a suffix added to the file's name.
@@ -126,13 +132,13 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Waits until nothing changes at `path` any more, but not longer than `max`.
-fn settle(path: &Path, max: Duration) {
+/// Waits until nothing changes at `path` any more.
+fn settle(path: &Path) {
     let look =
         || fs::metadata(path).ok().map(|data| (data.ino(), data.len(), data.modified().ok()));
     let start = Instant::now();
     let (mut seen, mut since) = (look(), start);
-    while since.elapsed() < SETTLED && start.elapsed() < max {
+    while since.elapsed() < SETTLED && start.elapsed() < SETTLING_MAX {
         sleep(Duration::from_millis(20));
         let now = look();
         if now != seen {
@@ -159,11 +165,44 @@ impl Directory {
         })
     }
 
-    /// Keeps other processes from opening or taking over the database at the same time. Blocks.
-    pub fn lock(&self) -> Result<File> {
-        let file = self.file("open.lock")?;
-        file.lock().with_context(|| format!("failed to lock a file in {}", self.0.display()))?;
-        Ok(file)
+    /// Makes the database at `path` ready to be opened by a process that has `own` open, or
+    /// nothing. Blocks while another process does the same.
+    pub fn make_way(&self, path: &Path, own: Option<Files>) -> Result<Way> {
+        let wal = beside(path, "-wal");
+        let lock = self.file(OPENING)?;
+        lock.lock().with_context(|| format!("failed to lock a file in {}", self.0.display()))?;
+        let user = self.file("used.lock")?;
+        let unused = own.is_none() && user.try_lock().is_ok();
+        let stands = |files: &Files| files.stand(path, &wal);
+        // What was opened last, by whichever process, is what may have been replaced since.
+        match self.last_opened().or(own) {
+            Some(before) if unused => before.remove_stale_log(path)?,
+            Some(before) if !stands(&before) => {
+                tracing::warn!(path = %path.display(), "the database was replaced; opening it anew");
+                before.make_way(path)?;
+            }
+            _ => {}
+        }
+        if unused {
+            user.unlock()?;
+        }
+        user.lock_shared()?;
+        Ok(Way { lock, user, replaced: own.is_some_and(|own| !stands(&own)) })
+    }
+
+    /// Keeps other processes from opening the database, unless one is at it for longer than
+    /// `max`. Blocks.
+    pub fn lock_for(&self, max: Duration) -> Option<File> {
+        // Not created: where somebody removed the folder, it is not to come back now.
+        let lock = OpenOptions::new().write(true).open(self.0.join(OPENING)).ok()?;
+        let start = Instant::now();
+        while start.elapsed() < max {
+            if lock.try_lock().is_ok() {
+                return Some(lock);
+            }
+            sleep(Duration::from_millis(5));
+        }
+        None
     }
 
     /// The right to write.
@@ -303,7 +342,7 @@ mod tests {
         let path = folder.path().join("streams.db");
         let directory = Directory::of(&path);
         assert_eq!(directory.last_opened(), None);
-        drop(directory.lock().unwrap());
+        drop(directory.make_way(&path, None).unwrap());
         for file in ["streams.db", "streams.db-wal"] {
             fs::write(folder.path().join(file), "").unwrap();
             directory.note_opened(&Files::at(&path)).unwrap();
