@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use aqueduct::spec::{Site, Value};
+use aqueduct::spec::Site;
 use aqueduct::stream::{Appended, Backend};
 use sqlx::{Connection, Row, SqliteConnection};
 use streams::*;
@@ -128,9 +128,8 @@ const PLACE: &str = "AQUEDUCT_TEST_PLACE";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plays_the_other_process() {
     let Ok(folder) = std::env::var(PLACE) else { return };
-    let mut at = Place::embedded().with(|spec| spec.groups[0].latest = true);
-    let path = Value::Str(format!("{folder}/streams.db"));
-    at.spec.values.set("path", path);
+    let at = Place::embedded_of_another(Path::new(&folder));
+    let at = at.with(|spec| spec.groups[0].latest = true);
     let site = Site { instance: "other".into(), ..at.site() };
     let backend = (at.spec.kind.open)(at.spec.clone(), site).await.unwrap();
     // What it sent may be put back until the last restore is over.
