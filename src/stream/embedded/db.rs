@@ -218,11 +218,11 @@ impl Db {
         opened.files.is_some_and(|files| files.stand(&self.path, &self.wal))
     }
 
-    /// Makes sure that what is open is what stands at the path; answers which opening it is.
-    async fn ready(&self, conn: &mut Conn) -> Result<u64> {
+    /// Makes sure that what is open is what stands at the path.
+    async fn ready(&self, conn: &mut Conn) -> Result<()> {
         let opened = *lock(&self.opened);
         if conn.sql.is_some() && self.stands(&opened) {
-            return Ok(opened.generation);
+            return Ok(());
         }
         let mut reader = self.reader.clone().lock_owned().await;
         let (directory, path) = (self.directory.clone(), self.path.clone());
@@ -235,15 +235,17 @@ impl Db {
                 let _ = sql.close().await;
             }
         }
-        let files = self.connect(conn, &mut reader, way.replaced).await?;
+        // Where an attempt to open it failed, nothing is known of what was there before.
+        let replaced = way.replaced || (opened.files.is_none() && opened.generation > 0);
+        let files = self.connect(conn, &mut reader, replaced).await?;
         self.directory.note_opened(&files)?;
+        (conn.durable, conn.logged, conn.turns) = (None, 0, Some(self.directory.turns()?));
         *lock(&self.user) = Some(way.user);
         drop(way.lock);
         let generation = opened.generation + 1;
         lock(&self.cache).clear(generation);
         *lock(&self.opened) = Opened { files: Some(files), generation };
-        (conn.durable, conn.logged, conn.turns) = (None, 0, Some(self.directory.turns()?));
-        Ok(generation)
+        Ok(())
     }
 
     /// Opens both connections; answers which files they have open.

@@ -178,7 +178,7 @@ impl Directory {
         match self.last_opened().or(own) {
             Some(before) if unused => before.remove_stale_log(path)?,
             Some(before) if !stands(&before) => {
-                tracing::warn!(path = %path.display(), "the database was replaced; opening it anew");
+                tracing::warn!(path = %path.display(), "the database was replaced: opening it");
                 before.make_way(path)?;
             }
             _ => {}
