@@ -6,12 +6,14 @@ mod streams;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use aqueduct::spec::Site;
 use aqueduct::stream::{Appended, Backend};
 use sqlx::{Connection, Row, SqliteConnection};
 use streams::*;
@@ -66,31 +68,36 @@ async fn backup(path: &Path, to: &Path) {
     sql.close().await.unwrap();
 }
 
-/// A source that goes where the stream says, until it has sent `end` events.
+/// A source that goes where the stream says, until it has sent the events of these numbers.
 async fn source(
     backend: Arc<dyn Backend>,
-    end: u64,
+    slot: &str,
+    numbers: Range<u64>,
     sent: Arc<AtomicU64>,
     rewound: Arc<AtomicU64>,
 ) {
     let mut writer = backend.writer().await.unwrap();
     let mut at = None;
-    while at < Some(end) {
-        let start = at.unwrap_or(0);
-        let to = (start + 50).min(end);
-        match writer.append(&[moving("a", at, Some(to), events(start..to))]).await {
+    while at < Some(numbers.end) {
+        let start = at.unwrap_or(numbers.start);
+        let to = (start + 50).min(numbers.end);
+        match writer.append(&[moving(slot, at, Some(to), events(start..to))]).await {
             Ok(answers) if answers == [Appended::Durable] => {
                 at = Some(to);
                 sent.store(to, Ordering::SeqCst);
             }
             // Half a copy can be read as anything; the source tries again.
             answers => {
-                if let Ok(answers) = answers {
-                    assert_eq!(answers, [Appended::Rewound]);
-                    rewound.fetch_add(1, Ordering::SeqCst);
+                match answers {
+                    Ok(answers) => {
+                        assert_eq!(answers, [Appended::Rewound]);
+                        rewound.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Err(error) => println!("{slot}: {error:#}"),
                 }
                 if let Ok(slots) = writer.slots("test").await {
-                    at = slots.first().map(|slot| slot.1.order);
+                    let found = slots.into_iter().find(|(name, _)| name == slot);
+                    at = found.map(|(_, position)| position.order);
                 }
             }
         }
@@ -110,8 +117,34 @@ async fn member(at: Arc<Place>, backend: Arc<dyn Backend>, stop: Arc<AtomicBool>
     seen
 }
 
+/// The numbers that this process sends, and those that another one does.
+const OURS: Range<u64> = 0..20_000;
+const OTHERS: Range<u64> = 1_000_000..1_004_000;
+
+/// Tells a child process where the stream is.
+const PLACE: &str = "AQUEDUCT_TEST_PLACE";
+
+/// Another process that sends its part; nothing in the process that runs the tests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plays_the_other_process() {
+    let Ok(folder) = std::env::var(PLACE) else { return };
+    let at = Place::embedded_of_another(Path::new(&folder));
+    let at = at.with(|spec| spec.groups[0].latest = true);
+    let site = Site { instance: "other".into(), ..at.site() };
+    let backend = (at.spec.kind.open)(at.spec.clone(), site).await.unwrap();
+    // What it sent may be put back until the last restore is over.
+    let mut last = false;
+    loop {
+        source(backend.clone(), "b", OTHERS, Arc::default(), Arc::default()).await;
+        if last {
+            return;
+        }
+        last = Path::new(&folder).join("restored").exists();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 async fn running(how: Restore) {
-    const END: u64 = 20_000;
     let at = Arc::new(Place::embedded().with(|spec| spec.groups[0].latest = true));
     let path = at.folder.path().join("streams.db");
     let copy = at.folder.path().join("copy.db");
@@ -120,7 +153,13 @@ async fn running(how: Restore) {
     let stop = Arc::new(AtomicBool::new(false));
     let members: Vec<_> =
         (0..2).map(|_| tokio::spawn(member(at.clone(), backend.clone(), stop.clone()))).collect();
-    let source = tokio::spawn(source(backend.clone(), END, sent.clone(), rewound.clone()));
+    let source = source(backend.clone(), "a", OURS, sent.clone(), rewound.clone());
+    let source = tokio::spawn(source);
+    let mut other = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "plays_the_other_process", "--nocapture"])
+        .env(PLACE, at.folder.path())
+        .spawn()
+        .unwrap();
     let reached = async |count| {
         until("it was sent", async || sent.load(Ordering::SeqCst) >= count).await;
     };
@@ -133,7 +172,11 @@ async fn running(how: Restore) {
     reached(8000).await;
     how.run(&path, &copy);
     until("the source was told", async || rewound.load(Ordering::SeqCst) > 1).await;
+    fs::write(at.folder.path().join("restored"), "").unwrap();
     tokio::time::timeout(PATIENCE * 3, source).await.unwrap().unwrap();
+    let other = tokio::task::spawn_blocking(move || other.wait());
+    let other = tokio::time::timeout(PATIENCE * 3, other).await.unwrap().unwrap();
+    assert!(other.unwrap().success(), "the other process failed");
     until("the group is done", async || {
         let group = group_status(&backend, "g").await;
         (group.lag, group.pending) == (Some(0), Some(0))
@@ -144,7 +187,7 @@ async fn running(how: Restore) {
     for member in members {
         seen.append(&mut member.await.unwrap());
     }
-    let lost: Vec<u64> = (0..END).filter(|number| !seen.contains(number)).collect();
+    let lost: Vec<u64> = OURS.chain(OTHERS).filter(|number| !seen.contains(number)).collect();
     assert!(lost.is_empty(), "{} events are lost: {:?}…", lost.len(), &lost[..lost.len().min(9)]);
     sound(&path).await;
     drop(backend);

@@ -42,11 +42,7 @@ fn ready(child: &mut Child) {
 async fn plays_a_role() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let folder = PathBuf::from(std::env::var(PLACE).unwrap());
-    let mut at = Place::embedded();
-    at.spec.values.set(
-        "path",
-        aqueduct::spec::Value::Str(folder.join("streams.db").to_str().unwrap().to_owned()),
-    );
+    let at = Place::embedded_of_another(&folder);
     let at = at.lease(Duration::from_secs(3600));
     let instance = format!("child-{}", std::process::id());
     let site = Site { data_dir: folder, instance: instance.clone(), until_idle: false };
@@ -224,9 +220,9 @@ async fn a_full_disk_is_a_clear_error_and_passes() {
         eprintln!("skipped: a small file system cannot be mounted here (that takes root)");
         return;
     }
-    let _unmount = Unmount(disk.clone());
     let path = disk.join("streams.db").to_str().unwrap().to_owned();
     let at = at.with(|spec| spec.values.set("path", aqueduct::spec::Value::Str(path)));
+    let _unmount = Unmount(disk.clone());
     let filler = disk.join("filler");
     fs::write(&filler, vec![1; 3 << 20]).unwrap();
     let backend = at.open().await;

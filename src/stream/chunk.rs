@@ -2,7 +2,8 @@
 //! place in the stream; the row does.
 //!
 //! ```text
-//! version u8 · events u32 · start of the bodies u32 · names · one record an event · bodies · xxh3 u64
+//! version u8 · events u32 · start of the bodies u32
+//!         · names · a record for each event · bodies · xxh3 u64
 //! name:   length, UTF-8                       (sources and groups, each once a chunk)
 //! record: flags u8 · id [16] · source's name · time, as the step from the event before
 //!         · body's length · [key] · [trace] · [group's name]
@@ -263,7 +264,9 @@ mod tests {
 
         #[test]
         fn a_damaged_chunk_is_an_error(
-            events in proptest::collection::vec(event(), 1..10), at in any::<usize>(), flip in 1..=255u8,
+            events in proptest::collection::vec(event(), 1..10),
+            at in any::<usize>(),
+            flip in 1..=255u8,
         ) {
             let mut packed = encode(&events.iter().collect::<Vec<_>>()).unwrap();
             let at = at % packed.len();

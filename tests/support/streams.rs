@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Every test file uses another part of it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -35,7 +36,17 @@ impl Place {
     /// A place for the embedded backend.
     pub fn embedded() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("streams.db").to_str().unwrap().to_owned();
+        let path = folder.path().join("streams.db");
+        Self::embedded_at(&path, folder)
+    }
+
+    /// The place that another process of the test has the stream at.
+    pub fn embedded_of_another(folder: &Path) -> Self {
+        Self::embedded_at(&folder.join("streams.db"), tempfile::tempdir_in(folder).unwrap())
+    }
+
+    fn embedded_at(path: &Path, folder: TempDir) -> Self {
+        let path = path.to_str().unwrap().to_owned();
         let mut values = Values::default();
         values.set("path", Value::Str(path));
         Self::new("embedded", values, folder)

@@ -13,11 +13,13 @@ use sqlx::{ConnectOptions, Connection, Row};
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use super::cache::Cache;
-use super::files::{Directory, Files, beside};
+use super::files::{Directory, Files, Turns, beside};
 use super::{lease, schema};
 
 /// How long a call waits for another process that holds the database locked.
 const BUSY: Duration = Duration::from_secs(15);
+/// How long closing the database waits for another process that is just opening it.
+const CLOSING: Duration = Duration::from_secs(1);
 /// Bytes written to the log until it is copied into the database.
 const CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
 /// What a transaction writes beside its events, about.
@@ -48,6 +50,8 @@ pub(super) struct Db {
     pub instances: StdMutex<HashMap<String, std::fs::File>>,
     /// Held while one is added.
     pub holding: Mutex<()>,
+    /// Tells other processes that this one has the file open.
+    user: StdMutex<Option<std::fs::File>>,
 }
 
 /// What is open: it changes each time the file is opened anew.
@@ -65,6 +69,8 @@ struct Conn {
     durable: Option<bool>,
     /// Bytes in the log, about.
     logged: u64,
+    /// The right to write, among processes.
+    turns: Option<Arc<Turns>>,
 }
 
 /// A transaction that writes. Dropped unfinished, it takes its connection with it, which rolls
@@ -132,6 +138,7 @@ impl Db {
             cache: StdMutex::default(),
             instances: StdMutex::default(),
             holding: Mutex::default(),
+            user: StdMutex::default(),
             path,
             wal,
         }
@@ -161,7 +168,16 @@ impl Db {
     where
         W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>>,
     {
-        let generation = self.ready(&mut conn).await?;
+        let turn = loop {
+            self.ready(&mut conn).await?;
+            let turns = conn.turns.clone().context("the connection is gone")?;
+            let turn = turns.take(BUSY).await;
+            // Others may have had long turns.
+            if self.stands(&lock(&self.opened)) {
+                break turn;
+            }
+        };
+        let generation = lock(&self.opened).generation;
         let sql = conn.sql.take().context("the connection is gone")?;
         let mut tx = Tx { sql, generation, written: TRANSACTION_BYTES };
         let durable = commit == Commit::Durable;
@@ -180,6 +196,7 @@ impl Db {
         if conn.logged >= CHECKPOINT_BYTES {
             self.checkpoint(&mut conn).await;
         }
+        drop(turn);
         result
     }
 
@@ -201,28 +218,16 @@ impl Db {
         opened.files.is_some_and(|files| files.stand(&self.path, &self.wal))
     }
 
-    /// Makes sure that what is open is what stands at the path; answers which opening it is.
-    async fn ready(&self, conn: &mut Conn) -> Result<u64> {
+    /// Makes sure that what is open is what stands at the path.
+    async fn ready(&self, conn: &mut Conn) -> Result<()> {
         let opened = *lock(&self.opened);
         if conn.sql.is_some() && self.stands(&opened) {
-            return Ok(opened.generation);
+            return Ok(());
         }
         let mut reader = self.reader.clone().lock_owned().await;
-        let (directory, path, wal) = (self.directory.clone(), self.path.clone(), self.wal.clone());
-        let way = move || {
-            let lock = directory.lock()?;
-            let replaced = opened.files.filter(|files| !files.stand(&path, &wal));
-            if let Some(files) = replaced {
-                tracing::warn!(path = %path.display(), "the database was replaced; opening it anew");
-                files.make_way(&path)?;
-            } else if opened.files.is_none()
-                && let Some(files) = directory.last_opened()
-            {
-                files.remove_stale_log(&path)?;
-            }
-            Ok::<_, Error>((lock, replaced.is_some()))
-        };
-        let (held, replaced) = tokio::task::spawn_blocking(way).await??;
+        let (directory, path) = (self.directory.clone(), self.path.clone());
+        let way = move || directory.make_way(&path, opened.files);
+        let way = tokio::task::spawn_blocking(way).await??;
         lock(&self.opened).files = None;
         for conn in [&mut *conn, &mut *reader] {
             if let Some(sql) = conn.sql.take() {
@@ -230,14 +235,17 @@ impl Db {
                 let _ = sql.close().await;
             }
         }
+        // Where an attempt to open it failed, nothing is known of what was there before.
+        let replaced = way.replaced || (opened.files.is_none() && opened.generation > 0);
         let files = self.connect(conn, &mut reader, replaced).await?;
         self.directory.note_opened(&files)?;
-        drop(held);
+        (conn.durable, conn.logged, conn.turns) = (None, 0, Some(self.directory.turns()?));
+        *lock(&self.user) = Some(way.user);
+        drop(way.lock);
         let generation = opened.generation + 1;
         lock(&self.cache).clear(generation);
         *lock(&self.opened) = Opened { files: Some(files), generation };
-        (conn.durable, conn.logged) = (None, 0);
-        Ok(generation)
+        Ok(())
     }
 
     /// Opens both connections; answers which files they have open.
@@ -321,7 +329,11 @@ impl Drop for Db {
         }
         // One after the other: of two that close at once, each sees the other, and neither is
         // the last. Off this thread, which may be a runtime's; it takes as long as a checkpoint.
+        let (directory, user) = (self.directory.clone(), lock(&self.user).take());
         let closing = std::thread::spawn(move || {
+            // Who opens it meanwhile is to see it either open or closed.
+            let _lock = directory.lock_for(CLOSING);
+            let _user = user;
             let runtime = tokio::runtime::Builder::new_current_thread().build()?;
             for conn in conns {
                 // Whatever it was, the log is read when the file is opened next.

@@ -4,6 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -15,6 +16,8 @@ const SETTLED: Duration = Duration::from_millis(400);
 /// How long we wait for that, at most.
 const SETTLING_MAX: Duration = Duration::from_secs(20);
 
+/// Held by who opens or closes the database, in a [`Directory`].
+const OPENING: &str = "open.lock";
 /// The note of which files were opened, in a [`Directory`].
 const OPENED: &str = "opened";
 
@@ -55,7 +58,7 @@ impl Files {
 
     /// Removes the log that `self` wrote where the database is another one by now: read into that,
     /// it would corrupt it.
-    pub fn remove_stale_log(&self, path: &Path) -> Result<()> {
+    fn remove_stale_log(&self, path: &Path) -> Result<()> {
         let now = Self::at(path);
         if now.db == self.db {
             return Ok(());
@@ -68,15 +71,12 @@ impl Files {
         Ok(())
     }
 
-    /// Makes what was put at `path` ready to be opened, after `self` was open there.
+    /// Makes what was put at `path` ready to be opened, while somebody still has `self` open.
     ///
     /// A copy written into the very file that SQLite holds open gets an inode of its own: only
     /// then does SQLite see that its file has moved, and neither writes its old log into the copy
-    /// when it closes, nor shares its index with whoever opens it anew. A log that belonged to
-    /// the file that is gone is removed: read into another one it would corrupt it.
-    ///
-    /// Blocks. Call it with the lock of [`Directory::lock`] held.
-    pub fn make_way(&self, path: &Path) -> Result<()> {
+    /// when it closes, nor shares its index with whoever opens it anew.
+    fn make_way(&self, path: &Path) -> Result<()> {
         settle(path);
         let now = Self::at(path);
         if now.db.is_none() || now.db != self.db {
@@ -94,6 +94,16 @@ impl Files {
         }
         Ok(())
     }
+}
+
+/// The way to a database is free.
+pub(super) struct Way {
+    /// Keeps others from opening it meanwhile.
+    pub lock: File,
+    /// Tells others that it is in use.
+    pub user: File,
+    /// It is another database than the one that this process had open.
+    pub replaced: bool,
 }
 
 /// `path` with a suffix added to the file's name.
@@ -155,11 +165,49 @@ impl Directory {
         })
     }
 
-    /// Keeps other processes from opening or taking over the database at the same time. Blocks.
-    pub fn lock(&self) -> Result<File> {
-        let file = self.file("open.lock")?;
-        file.lock().with_context(|| format!("failed to lock a file in {}", self.0.display()))?;
-        Ok(file)
+    /// Makes the database at `path` ready to be opened by a process that has `own` open, or
+    /// nothing. Blocks while another process does the same.
+    pub fn make_way(&self, path: &Path, own: Option<Files>) -> Result<Way> {
+        let wal = beside(path, "-wal");
+        let lock = self.file(OPENING)?;
+        lock.lock().with_context(|| format!("failed to lock a file in {}", self.0.display()))?;
+        let user = self.file("used.lock")?;
+        let unused = own.is_none() && user.try_lock().is_ok();
+        let stands = |files: &Files| files.stand(path, &wal);
+        // What was opened last, by whichever process, is what may have been replaced since.
+        match self.last_opened().or(own) {
+            Some(before) if unused => before.remove_stale_log(path)?,
+            Some(before) if !stands(&before) => {
+                tracing::warn!(path = %path.display(), "the database was replaced: opening it");
+                before.make_way(path)?;
+            }
+            _ => {}
+        }
+        if unused {
+            user.unlock()?;
+        }
+        user.lock_shared()?;
+        Ok(Way { lock, user, replaced: own.is_some_and(|own| !stands(&own)) })
+    }
+
+    /// Keeps other processes from opening the database, unless one is at it for longer than
+    /// `max`. Blocks.
+    pub fn lock_for(&self, max: Duration) -> Option<File> {
+        // Not created: where somebody removed the folder, it is not to come back now.
+        let lock = OpenOptions::new().write(true).open(self.0.join(OPENING)).ok()?;
+        let start = Instant::now();
+        while start.elapsed() < max {
+            if lock.try_lock().is_ok() {
+                return Some(lock);
+            }
+            sleep(Duration::from_millis(5));
+        }
+        None
+    }
+
+    /// The right to write.
+    pub fn turns(&self) -> Result<Arc<Turns>> {
+        Ok(Arc::new(Turns { next: self.file("next.lock")?, now: self.file("write.lock")? }))
     }
 
     /// Notes which files were opened, for whoever opens the database after this process.
@@ -214,6 +262,43 @@ impl Directory {
     }
 }
 
+/// The right to write, in turn among processes. SQLite would have each look for it ever more
+/// rarely, so that of two busy processes one waits for long. Whoever has the right may still find
+/// the database locked, by a program that knows nothing of this.
+#[derive(Debug)]
+pub(super) struct Turns {
+    /// Held by who is next, so that nobody gets two turns while another waits.
+    next: File,
+    /// Held by who writes.
+    now: File,
+}
+
+/// This process's turn, until it is dropped.
+pub(super) struct Turn(Arc<Turns>);
+
+impl Turns {
+    /// Waits for this process's turn; after `max`, it goes on without.
+    pub async fn take(self: &Arc<Self>, max: Duration) -> Turn {
+        let (turn, start) = (Turn(self.clone()), Instant::now());
+        for file in [&self.next, &self.now] {
+            while file.try_lock().is_err() && start.elapsed() < max {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        // What cannot be unlocked is unlocked with the process.
+        let _ = self.next.unlock();
+        turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        for file in [&self.0.next, &self.0.now] {
+            let _ = file.unlock();
+        }
+    }
+}
+
 /// A file's name for an instance, whatever characters that has.
 fn lock_name(instance: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
@@ -257,7 +342,7 @@ mod tests {
         let path = folder.path().join("streams.db");
         let directory = Directory::of(&path);
         assert_eq!(directory.last_opened(), None);
-        drop(directory.lock().unwrap());
+        drop(directory.make_way(&path, None).unwrap());
         for file in ["streams.db", "streams.db-wal"] {
             fs::write(folder.path().join(file), "").unwrap();
             directory.note_opened(&Files::at(&path)).unwrap();

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use async_trait::async_trait;
+use sqlx::{Row, SqliteConnection};
 
 use self::append::StreamWriter;
 use self::db::{Commit, Db};
@@ -42,7 +43,8 @@ use crate::spec::{Default as KeyDefault, Key, Site, Ty};
 /// `kind = "embedded"`
 pub static KIND: Kind = Kind {
     name: "embedded",
-    doc: "A SQLite database on this machine. It needs no server; several streams and processes may share a file.",
+    doc: "A SQLite database on this machine. It needs no server; several streams and processes may \
+          share a file.",
     keys: &[Key {
         name: "path",
         ty: Ty::Path,
@@ -73,6 +75,24 @@ async fn open(spec: StreamSpec, site: Site) -> Result<Arc<dyn Backend>> {
     Ok(Arc::new(Embedded { stream }))
 }
 
+async fn drop_group(sql: &mut SqliteConnection, stream: i64, name: &str) -> Result<bool> {
+    let row = sqlx::query("DELETE FROM groups WHERE stream = ? AND name = ? RETURNING id")
+        .bind(stream)
+        .bind(name)
+        .fetch_optional(&mut *sql)
+        .await?;
+    let Some(row) = row else { return Ok(false) };
+    let group: i64 = row.try_get(0)?;
+    for statement in [
+        "DELETE FROM leases WHERE grp = ?",
+        "DELETE FROM cursors WHERE grp = ?",
+        "DELETE FROM members WHERE grp = ?",
+    ] {
+        sqlx::query(statement).bind(group).execute(&mut *sql).await?;
+    }
+    Ok(true)
+}
+
 /// A stream in a database file.
 struct Embedded {
     stream: Arc<Stream>,
@@ -100,28 +120,11 @@ impl Backend for Embedded {
 
     async fn drop_group(&self, group: &str) -> Result<bool> {
         let group = group.to_owned();
-        self.stream.write(Commit::Durable, move |tx, ids| {
-            Box::pin(async move {
-                let sql = &mut tx.sql;
-                for statement in [
-                    "DELETE FROM leases WHERE grp = (SELECT id FROM groups WHERE stream = ? AND name = ?)",
-                    "DELETE FROM cursors WHERE grp = (SELECT id FROM groups WHERE stream = ? AND name = ?)",
-                    "DELETE FROM members WHERE grp = (SELECT id FROM groups WHERE stream = ? AND name = ?)",
-                ] {
-                    sqlx::query(statement)
-                        .bind(ids.stream)
-                        .bind(&*group)
-                        .execute(&mut *sql)
-                        .await?;
-                }
-                let dropped = sqlx::query("DELETE FROM groups WHERE stream = ? AND name = ?")
-                    .bind(ids.stream)
-                    .bind(&*group)
-                    .execute(sql)
-                    .await?;
-                Ok(dropped.rows_affected() > 0)
+        self.stream
+            .write(Commit::Durable, move |tx, ids| {
+                Box::pin(async move { drop_group(&mut tx.sql, ids.stream, &group).await })
             })
-        }).await
+            .await
     }
 
     async fn dead(&self) -> Result<Vec<DeadLetter>> {

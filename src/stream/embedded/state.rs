@@ -79,8 +79,8 @@ impl Stream {
                     let known = lock(&stream.ids).clone();
                     let ids = match known {
                         Some(ids) if ids.generation == tx.generation => ids,
-                        // The file is another one than before: its groups may be missing events that
-                        // came while they were, so `latest` does not count.
+                        // The file is another one than before: its groups may be missing
+                        // events that came while they were, so `latest` does not count.
                         known => Arc::new(declare(tx, &stream.spec, known.is_some()).await?),
                     };
                     Ok((work(tx, ids.clone()).await?, ids))
