@@ -59,35 +59,32 @@ impl<M: 'static, R: 'static> Inbox<M, R> {
     /// Waits for a job, then takes as many as fit: `room` says whether one more does, given those
     /// that were taken. The first always fits.
     pub async fn take(&self, mut room: impl FnMut(&[Job<M, R>], &M) -> bool) -> Vec<Job<M, R>> {
-        loop {
-            let mut waiting = self.jobs.borrow_mut();
-            let mut taken = Vec::new();
-            while let Some(next) = waiting.front() {
-                if !taken.is_empty() && !room(&taken, &next.message) {
-                    break;
-                }
-                taken.extend(waiting.pop_front());
+        self.filled().await;
+        let mut waiting = self.jobs.borrow_mut();
+        let mut taken = Vec::new();
+        while let Some(next) = waiting.front() {
+            if !taken.is_empty() && !room(&taken, &next.message) {
+                break;
             }
-            drop(waiting);
-            if !taken.is_empty() {
-                return taken;
-            }
-            self.arrived.notified().await;
+            taken.extend(waiting.pop_front());
         }
+        taken
     }
 
     /// Waits for a job that `wanted` picks, and takes it out of its turn.
     pub async fn take_first(&self, wanted: impl Fn(&M) -> bool) -> Job<M, R> {
         loop {
-            let mut waiting = self.jobs.borrow_mut();
-            let place = waiting.iter().position(|job| wanted(&job.message));
-            let taken = place.and_then(|place| waiting.remove(place));
-            drop(waiting);
-            match taken {
-                Some(job) => return job,
-                None => self.arrived.notified().await,
+            if let Some(job) = self.find(&wanted) {
+                return job;
             }
+            self.arrived.notified().await;
         }
+    }
+
+    fn find(&self, wanted: &impl Fn(&M) -> bool) -> Option<Job<M, R>> {
+        let mut waiting = self.jobs.borrow_mut();
+        let place = waiting.iter().position(|job| wanted(&job.message))?;
+        waiting.remove(place)
     }
 
     /// Waits until there is a job.

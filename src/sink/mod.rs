@@ -70,8 +70,11 @@ pub struct Kind {
     /// A command to try that shows what is stored, if there is one.
     pub look: fn(&Values) -> Option<String>,
     /// Opens it.
-    pub open: fn(SinkSpec, Site) -> BoxFuture<'static, Result<Box<dyn Sink>>>,
+    pub open: fn(SinkSpec, Site) -> Opening,
 }
+
+/// A sink on its way to being open.
+pub type Opening = BoxFuture<'static, Result<Box<dyn Sink>>>;
 
 /// The kinds there are.
 pub static KINDS: &[&Kind] = &[&sqlite::KIND, &file::KIND, &console::KIND];

@@ -260,8 +260,11 @@ pub struct Kind {
     /// What two streams must not share (a key, an exchange), if anything, as an error shows it.
     pub claims: fn(&StreamSpec) -> Option<String>,
     /// Opens it, and creates every group of the spec that it does not have.
-    pub open: fn(StreamSpec, Site) -> BoxFuture<'static, Result<Arc<dyn Backend>>>,
+    pub open: fn(StreamSpec, Site) -> Opening,
 }
+
+/// A stream on its way to being open.
+pub type Opening = BoxFuture<'static, Result<Arc<dyn Backend>>>;
 
 /// The kinds there are.
 pub static KINDS: &[&Kind] = &[&embedded::KIND];
