@@ -2,6 +2,8 @@
 //! its shape, or says what is wrong and what is allowed.
 
 use config::{Map, ValueKind};
+use toml::Spanned;
+use toml::de::DeValue;
 
 use super::text::{did_you_mean, listed, near, shown};
 use super::{Column, Default, Key, Selector, Ty, Value, Values, fields, units};
@@ -117,15 +119,26 @@ fn absent(key: &Key, owner: &str) -> Result<Option<Value>, Problem> {
 /// The value of a default as the tables write it, in TOML. `None`: the table is wrong (a test
 /// reads them all).
 pub fn default_value(ty: Ty, text: &str) -> Option<Value> {
-    let parsed = toml::de::DeValue::parse(text).ok()?;
-    let raw = match parsed.get_ref() {
-        toml::de::DeValue::String(text) => ValueKind::String(text.to_string()),
-        toml::de::DeValue::Integer(number) => ValueKind::I64(units::int(number.as_str())?),
-        toml::de::DeValue::Boolean(on) => ValueKind::Boolean(*on),
+    let parsed = DeValue::parse(text).ok()?;
+    let key = Key { name: "", ty, default: Default::Absent, doc: "" };
+    read(&key, "", &raw_default(parsed.get_ref())?).ok().flatten()
+}
+
+fn raw_default(value: &DeValue) -> Option<config::Value> {
+    let raw = match value {
+        DeValue::String(text) => ValueKind::String(text.to_string()),
+        DeValue::Integer(number) => ValueKind::I64(units::int(number.as_str())?),
+        DeValue::Boolean(on) => ValueKind::Boolean(*on),
+        DeValue::Table(table) => {
+            let member = |(name, value): (&Spanned<_>, &Spanned<DeValue>)| {
+                let name: &std::borrow::Cow<'_, str> = name.get_ref();
+                Some((name.to_string(), raw_default(value.get_ref())?))
+            };
+            ValueKind::Table(table.iter().map(member).collect::<Option<_>>()?)
+        }
         _ => return None,
     };
-    let key = Key { name: "", ty, default: Default::Absent, doc: "" };
-    read(&key, "", &config::Value::new(None, raw)).ok().flatten()
+    Some(config::Value::new(None, raw))
 }
 
 /// Reads one value. `Ok(None)`: it was found wrong already, when the file was read.
