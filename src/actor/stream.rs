@@ -11,10 +11,9 @@ use anyhow::Result;
 use super::inbox::{Inbox, Job, SharedInbox};
 use super::message::{Append, Bury, Down, Slots, Status};
 use super::{Shared, keeper};
-use crate::event::{Delivery, Ticket};
 use crate::fault;
-use crate::source::{Dead, Slot};
-use crate::stream::{Appended, Backend, ReaderSpec, StreamSpec, StreamStatus, Writer};
+use crate::source::Slot;
+use crate::stream::{Appended, Backend, StreamSpec, StreamStatus, Writer};
 use crate::telemetry::board::Component;
 use crate::telemetry::metrics::ComponentLabels;
 
@@ -114,12 +113,9 @@ impl Handler<Bury> for StreamActor {
 
     fn handle(&mut self, bury: Bury, _: &mut Self::Context) -> Self::Result {
         let backend = self.opened();
-        let spec = self.spec.clone();
-        let instance = self.shared.site.instance.clone();
         Box::pin(async move {
-            bury_for_all(&*backend?, &spec, &instance, bury.dead)
-                .await
-                .map_err(|error| Down::Failed(format!("{error:#}").into()))
+            let filed = backend?.file_dead(&bury.dead).await;
+            filed.map_err(|error| Down::Failed(format!("{error:#}").into()))
         })
     }
 }
@@ -134,31 +130,6 @@ impl Handler<Status> for StreamActor {
             status.map_err(|error| Down::Failed(format!("{error:#}").into()))
         })
     }
-}
-
-/// Makes what can be no event a dead letter of every group of the stream.
-async fn bury_for_all(
-    backend: &dyn Backend,
-    spec: &StreamSpec,
-    instance: &str,
-    dead: Vec<Dead>,
-) -> Result<()> {
-    let nowhere = Ticket { shard: 0, hold: 0, offset: 0 };
-    for group in &spec.groups {
-        let member = format!("{instance}/{}/0", group.name);
-        let reader = backend.reader(ReaderSpec { group: group.clone(), member }).await?;
-        for Dead { event, reason } in &dead {
-            let delivery = Delivery {
-                event: event.clone(),
-                stream: spec.name.clone(),
-                ticket: nowhere,
-                deliveries: 0,
-                attempts: 0,
-            };
-            reader.bury(&delivery, reason).await?;
-        }
-    }
-    Ok(())
 }
 
 struct Worker {

@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 
 use crate::event::{Delivery, Event, EventId, Ticket};
-use crate::source::{Move, Slot};
+use crate::source::{Dead, Move, Slot};
 use crate::spec::{Complaint, Key, Site, Values};
 
 /// Events, and the steps of their source's checkpoint that go with them. Without steps (a group
@@ -111,6 +111,10 @@ pub trait Backend: Send + Sync {
     async fn drop_group(&self, group: &str) -> Result<bool>;
     /// The dead letters of all groups of this stream, oldest first.
     async fn dead(&self) -> Result<Vec<DeadLetter>>;
+    /// Files what never was in the stream (a line that is too long) as a dead letter of each of
+    /// its groups, durably; of nobody's, under the group `-`, where it has none. Filing the same
+    /// event again changes nothing.
+    async fn file_dead(&self, dead: &[Dead]) -> Result<()>;
     /// Puts these dead letters (all, where `ids` is empty) into the stream again, each for the
     /// group that gave it up alone, and forgets them. Answers how many there were.
     async fn replay_dead(&self, ids: &[EventId]) -> Result<u64>;

@@ -13,10 +13,14 @@ use super::db::{Commit, Tx};
 use super::lease;
 use super::state::{Ids, Stream};
 use crate::event::{Delivery, Event, EventId, Ticket, now_us};
+use crate::source::Dead;
 use crate::stream::{DeadLetter, GroupSpec, chunk};
 
 /// Dead letters that one transaction puts back, at most.
 const REPLAY_MAX: usize = 500;
+
+/// Whose a dead letter is where the stream has no group. No group can have this name.
+const NOBODY: &str = "-";
 
 /// An event on its way to the dead letters.
 pub(super) struct Letter {
@@ -66,6 +70,57 @@ impl Letter {
         .await?;
         lease::remove(sql, &held).await
     }
+}
+
+/// Files what never was in the stream as a dead letter of each of its groups.
+pub(super) async fn file(stream: &Arc<Stream>, dead: &[Dead]) -> Result<()> {
+    let dead = dead.to_vec();
+    let spec = stream.spec.clone();
+    stream
+        .write(Commit::Durable, move |tx, ids| {
+            Box::pin(async move {
+                let mut groups: Vec<String> = ids.groups().map(str::to_owned).collect();
+                if groups.is_empty() {
+                    groups.push(NOBODY.to_owned());
+                }
+                for group in groups {
+                    let declared = spec.groups.iter().find(|declared| *declared.name == *group);
+                    let name = declared
+                        .map_or_else(|| format!("{}.dead", spec.name), |it| it.dead.clone());
+                    for Dead { event, reason } in &dead {
+                        file_one(tx, ids.stream, &group, &name, event, reason).await?;
+                    }
+                }
+                Ok(())
+            })
+        })
+        .await
+}
+
+async fn file_one(
+    tx: &mut Tx,
+    stream: i64,
+    group: &str,
+    name: &str,
+    event: &Event,
+    reason: &str,
+) -> Result<()> {
+    let data = chunk::encode(&[event])?;
+    tx.written += data.len() as u64;
+    sqlx::query(
+        "INSERT INTO dead (stream, name, grp, event_id, reason, attempts, time, event)
+         VALUES (?, ?, ?, ?, ?, 0, ?, ?) ON CONFLICT (stream, event_id, grp) DO NOTHING",
+    )
+    .bind(stream)
+    .bind(name)
+    .bind(group)
+    .bind(event.id.to_bytes().to_vec())
+    .bind(reason)
+    .bind(now_us())
+    .bind(data)
+    .execute(&mut tx.sql)
+    .await?;
+    Ok(())
 }
 
 /// All dead letters of a stream, oldest first.

@@ -38,6 +38,7 @@ use super::{
     Backend, Capabilities, DeadLetter, Kind, Reader, ReaderSpec, StreamSpec, StreamStatus, Writer,
 };
 use crate::event::{Event, EventId};
+use crate::source::Dead;
 use crate::spec::{Default as KeyDefault, Key, Site, Ty};
 
 /// `kind = "embedded"`
@@ -129,6 +130,10 @@ impl Backend for Embedded {
 
     async fn dead(&self) -> Result<Vec<DeadLetter>> {
         dead::list(&self.stream).await
+    }
+
+    async fn file_dead(&self, dead: &[Dead]) -> Result<()> {
+        dead::file(&self.stream, dead).await
     }
 
     async fn replay_dead(&self, ids: &[EventId]) -> Result<u64> {

@@ -22,6 +22,11 @@ pub(super) struct Ids {
 }
 
 impl Ids {
+    /// The names of all groups of the stream.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
+        self.groups.keys().map(String::as_str)
+    }
+
     /// The id of a group. Errs where the stream has none of that name.
     pub fn group(&self, name: &str) -> Result<i64> {
         self.groups
