@@ -98,6 +98,33 @@ async fn what_an_editor_saves_goes_on_where_it_was() {
     assert_eq!(stream.state().generations(), 1, "it was one generation all along");
 }
 
+/// More files than are kept open: those that were closed may be deleted, and their inodes become
+/// other files.
+#[tokio::test]
+async fn a_save_into_the_inode_of_a_deleted_file_goes_on_where_it_was() {
+    const OTHERS: usize = 300;
+    let (setup, stream) = (Setup::new("log*"), Stream::default());
+    for n in 0..OTHERS {
+        append(&setup.at(&format!("log.{n}")), format!("other {n}\n"));
+    }
+    let mut content = "line 0\n".to_owned();
+    append(&setup.at("log"), &content);
+    let running = setup.start(&stream);
+    stream.until_lines(OTHERS + 1).await;
+    for n in 0..60 {
+        fs::remove_file(setup.at(&format!("log.{n}"))).unwrap();
+        content += &format!("line {}\n", n + 1);
+        append(&setup.at(".new"), &content);
+        fs::rename(setup.at(".new"), setup.at("log")).unwrap();
+        stream.until_lines(OTHERS + 2 + n).await;
+    }
+    running.stop().await;
+    let lines = stream.lines();
+    let ours = lines.iter().filter(|line| line.starts_with("line")).cloned().collect::<Vec<_>>();
+    assert_eq!(ours.join("\n") + "\n", content);
+    assert_eq!(stream.state().generations(), OTHERS + 1, "it was one generation all along");
+}
+
 #[tokio::test]
 async fn the_same_lines_in_a_renamed_and_a_new_file_are_different_events() {
     let (setup, stream) = (Setup::new("log"), Stream::default());

@@ -404,7 +404,7 @@ impl Engine {
     }
 
     /// The file was truncated or written anew: the generation ends, unless a copy goes on.
-    fn lose(&mut self, index: usize) {
+    pub(super) fn lose(&mut self, index: usize) {
         self.generations[index].lost = self.generations[index].key();
         tracing::debug!(
             source = %self.settings.name,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Engine, OPEN_MAX};
 use super::generation::Place;
-use super::identity::{Birth, FileKey};
+use super::identity::{self, Birth, FileKey};
 use super::matching::Stranger;
 use super::registry::Changes;
 use super::scan::{self, Found, directory, neighbours};
@@ -29,9 +29,9 @@ impl Engine {
         let listed: HashSet<FileKey> = files.iter().map(|file| file.key).collect();
         let mut strangers = Vec::new();
         for found in files {
-            match self.by_file.get(&found.key) {
-                Some(&index) => self.met(index, &found),
-                None => strangers.extend(self.meet(found, strangers.len())),
+            match self.by_file.get(&found.key).copied() {
+                Some(index) if self.is_still_in(index, &found) => self.met(index, &found),
+                _ => strangers.extend(self.meet(found, strangers.len())),
             }
         }
         self.follow(&listed);
@@ -67,6 +67,26 @@ impl Engine {
                 Err(error) => self.tell_unreadable(&stranger.found.path, &error),
             }
         }
+    }
+
+    /// Whether the generation is still in its file. While it has the file open, nothing else can
+    /// be; of one that was closed the inode may be another file's by now: then the content tells.
+    fn is_still_in(&mut self, index: usize, found: &Found) -> bool {
+        let generation = &mut self.generations[index];
+        let changed = generation.path != found.path || generation.differs(found);
+        if !changed || !matches!(generation.place, Place::Closed(..)) {
+            return true;
+        }
+        let file = identity::open_as(&found.path, found.key);
+        let same =
+            match file.and_then(|file| file.map(|it| generation.continues_in(&it)).transpose()) {
+                Ok(same) => same.unwrap_or(false),
+                Err(_) => true, // it cannot be read now: its turn to be read will tell
+            };
+        if !same {
+            self.lose(index);
+        }
+        same
     }
 
     fn watch(&mut self, files: &[Found]) {
