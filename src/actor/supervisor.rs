@@ -20,7 +20,7 @@ use super::source::SourceActor;
 use super::stream::StreamActor;
 use crate::spec::Room;
 use crate::stream::StreamStatus;
-use crate::telemetry::board::{Component, LastError, State, Trouble, room_name};
+use crate::telemetry::board::{Component, LastError, State, Trouble};
 use crate::telemetry::metrics::GroupLabels;
 use crate::topology::Topology;
 
@@ -38,7 +38,7 @@ impl Part {
     /// Whether this source or group is among them.
     pub fn has(&self, room: Room, name: &str) -> bool {
         self.only.is_empty()
-            || self.only.iter().any(|only| *only == format!("{}.{name}", room_name(room)))
+            || self.only.iter().any(|only| *only == format!("{}.{name}", room.noun()))
     }
 }
 

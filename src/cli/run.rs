@@ -13,7 +13,7 @@ use crate::actor::message::Drain;
 use crate::actor::supervisor::{Part, Supervisor};
 use crate::event::now_us;
 use crate::spec::Room;
-use crate::telemetry::board::{Board, room_name};
+use crate::telemetry::board::Board;
 use crate::telemetry::logs;
 use crate::topology::Topology;
 use crate::topology::promise::routes;
@@ -136,7 +136,7 @@ fn check_part(topology: &Topology, part: &Part) -> Result<()> {
     let sources = topology.sources.iter().map(|source| (Room::Source, &source.name));
     let groups = topology.groups.iter().map(|group| (Room::Group, &group.name));
     let known: Vec<String> =
-        sources.chain(groups).map(|(room, name)| format!("{}.{name}", room_name(room))).collect();
+        sources.chain(groups).map(|(room, name)| format!("{}.{name}", room.noun())).collect();
     for only in &part.only {
         if !known.contains(only) {
             bail!(Wrong::Usage(format!(

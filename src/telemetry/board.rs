@@ -153,22 +153,11 @@ impl Component {
 
 impl fmt::Display for Component {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", room_name(self.room), self.name)?;
+        write!(f, "{}.{}", self.room.noun(), self.name)?;
         if matches!(self.room, Room::Group | Room::Source) && self.number > 1 {
             write!(f, "/{}", self.number)?;
         }
         Ok(())
-    }
-}
-
-/// The word for a room, as in its table's header.
-pub fn room_name(room: Room) -> &'static str {
-    match room {
-        Room::Source => "source",
-        Room::Stream => "stream",
-        Room::Group => "group",
-        Room::Sink | Room::SinkOrStream => "sink",
-        Room::Query => "query",
     }
 }
 
@@ -206,11 +195,11 @@ impl Board {
             .iter()
             .filter_map(|component| match component.state() {
                 State::Down(cause) => Some(Trouble {
-                    name: format!("{}.{}", room_name(component.room), component.name),
+                    name: format!("{}.{}", component.room.noun(), component.name),
                     cause,
                 }),
                 State::Starting => Some(Trouble {
-                    name: format!("{}.{}", room_name(component.room), component.name),
+                    name: format!("{}.{}", component.room.noun(), component.name),
                     cause: "is starting".into(),
                 }),
                 State::Up | State::Done => None,
