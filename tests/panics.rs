@@ -4,6 +4,8 @@
 #[path = "support/process.rs"]
 mod process;
 
+use std::time::{Duration, Instant};
+
 use process::{Place, eventually};
 
 const EVENTS: i64 = 60_000;
@@ -50,9 +52,16 @@ fn survives(point: &str, component: &str) {
     let running = place.start_with(&[], &[("AQUEDUCT_FAULTS", &rule)]);
     let stored = || running.metric("aqueduct_events_stored", "");
     eventually("a restart", || running.metric("aqueduct_restarts", component) >= 1.0);
+    let (mut last, mut since, mut gap) = (stored(), Instant::now(), Duration::ZERO);
     eventually("the end", || {
-        stored() >= 2.0 * EVENTS as f64 && running.metric("aqueduct_group_pending", "") == 0.0
+        let now = stored();
+        if now > last {
+            gap = gap.max(since.elapsed());
+            (last, since) = (now, Instant::now());
+        }
+        now >= 2.0 * EVENTS as f64 && running.metric("aqueduct_group_pending", "") == 0.0
     });
+    println!("{point}: the longest gap between two looks that saw something stored: {gap:?}");
     let restarts = running.metric("aqueduct_restarts", component);
     let others = running.metric("aqueduct_restarts", "") - restarts;
     assert!(restarts >= 1.0, "restarts of {component}");

@@ -157,7 +157,7 @@ fn time_text(time_us: i64) -> String {
     time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
 
-/// Refuses an empty list where one is asked for.
+/// Event ids as a user gives them.
 fn parse_ids(ids: &[String]) -> Result<Vec<crate::event::EventId>> {
     let mut parsed = Vec::new();
     for id in ids {
