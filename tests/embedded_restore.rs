@@ -68,19 +68,21 @@ async fn backup(path: &Path, to: &Path) {
     sql.close().await.unwrap();
 }
 
-/// A source that goes where the stream says, until it has sent the events of these numbers.
+/// A source that goes where the stream says, until it has sent the events from `first` to `end`
+/// (which may be set while it runs).
 async fn source(
     backend: Arc<dyn Backend>,
     slot: &str,
-    numbers: Range<u64>,
+    first: u64,
+    end: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
     rewound: Arc<AtomicU64>,
 ) {
     let mut writer = backend.writer().await.unwrap();
     let mut at = None;
-    while at < Some(numbers.end) {
-        let start = at.unwrap_or(numbers.start);
-        let to = (start + 50).min(numbers.end);
+    while at < Some(end.load(Ordering::SeqCst)) {
+        let start = at.unwrap_or(first);
+        let to = (start + 50).min(end.load(Ordering::SeqCst));
         match writer.append(&[moving(slot, at, Some(to), events(start..to))]).await {
             Ok(answers) if answers == [Appended::Durable] => {
                 at = Some(to);
@@ -117,8 +119,8 @@ async fn member(at: Arc<Place>, backend: Arc<dyn Backend>, stop: Arc<AtomicBool>
     seen
 }
 
-/// The numbers that this process sends, and those that another one does.
-const OURS: Range<u64> = 0..20_000;
+/// The numbers that another process sends. This one sends those from 0 until it has been told of
+/// every restore, and some more.
 const OTHERS: Range<u64> = 1_000_000..1_004_000;
 
 /// Tells a child process where the stream is.
@@ -135,7 +137,8 @@ async fn plays_the_other_process() {
     // What it sent may be put back until the last restore is over.
     let mut last = false;
     loop {
-        source(backend.clone(), "b", OTHERS, Arc::default(), Arc::default()).await;
+        let end = Arc::new(AtomicU64::new(OTHERS.end));
+        source(backend.clone(), "b", OTHERS.start, end, Arc::default(), Arc::default()).await;
         if last {
             return;
         }
@@ -150,10 +153,11 @@ async fn running(how: Restore) {
     let copy = at.folder.path().join("copy.db");
     let backend = at.open().await;
     let (sent, rewound) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let end = Arc::new(AtomicU64::new(OTHERS.start));
     let stop = Arc::new(AtomicBool::new(false));
     let members: Vec<_> =
         (0..2).map(|_| tokio::spawn(member(at.clone(), backend.clone(), stop.clone()))).collect();
-    let source = source(backend.clone(), "a", OURS, sent.clone(), rewound.clone());
+    let source = source(backend.clone(), "a", 0, end.clone(), sent.clone(), rewound.clone());
     let source = tokio::spawn(source);
     let mut other = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "plays_the_other_process", "--nocapture"])
@@ -173,6 +177,8 @@ async fn running(how: Restore) {
     how.run(&path, &copy);
     until("the source was told", async || rewound.load(Ordering::SeqCst) > 1).await;
     fs::write(at.folder.path().join("restored"), "").unwrap();
+    let ours = 0..sent.load(Ordering::SeqCst) + 5000;
+    end.store(ours.end, Ordering::SeqCst);
     tokio::time::timeout(PATIENCE * 3, source).await.unwrap().unwrap();
     let other = tokio::task::spawn_blocking(move || other.wait());
     let other = tokio::time::timeout(PATIENCE * 3, other).await.unwrap().unwrap();
@@ -187,7 +193,7 @@ async fn running(how: Restore) {
     for member in members {
         seen.append(&mut member.await.unwrap());
     }
-    let lost: Vec<u64> = OURS.chain(OTHERS).filter(|number| !seen.contains(number)).collect();
+    let lost: Vec<u64> = ours.chain(OTHERS).filter(|number| !seen.contains(number)).collect();
     assert!(lost.is_empty(), "{} events are lost: {:?}…", lost.len(), &lost[..lost.len().min(9)]);
     sound(&path).await;
     drop(backend);
