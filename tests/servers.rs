@@ -1,0 +1,54 @@
+//! The servers that tests start: they come back with what they had, or without.
+
+#[path = "support/servers.rs"]
+mod servers;
+
+use servers::{Postgres, Redis, RedisCluster};
+
+fn ask(url: &str, command: &[&str]) -> String {
+    let client = redis::Client::open(url).unwrap();
+    let mut connection = client.get_connection().unwrap();
+    let mut cmd = redis::cmd(command[0]);
+    command[1..].iter().for_each(|arg| {
+        cmd.arg(arg);
+    });
+    cmd.query::<Option<String>>(&mut connection).unwrap().unwrap_or_default()
+}
+
+#[test]
+fn redis_is_killed_emptied_and_set_back() {
+    let mut server = Redis::start();
+    ask(&server.url(), &["SET", "a", "1"]);
+    let backup = server.backup();
+    ask(&server.url(), &["SET", "a", "2"]);
+    server.kill();
+    server.up();
+    assert_eq!(ask(&server.url(), &["GET", "a"]), "2");
+    server.restore(&backup);
+    server.up();
+    assert_eq!(ask(&server.url(), &["GET", "a"]), "1");
+    server.wipe();
+    server.up();
+    assert_eq!(ask(&server.url(), &["GET", "a"]), "");
+}
+
+#[test]
+fn a_redis_cluster_serves_every_slot() {
+    let cluster = RedisCluster::start();
+    let mut client = redis::cluster::ClusterClient::new(cluster.urls()).unwrap().get_connection();
+    for key in ["a", "b", "c", "d", "e", "f"] {
+        let cmd = redis::cmd("SET").arg(key).arg("1").query::<()>(client.as_mut().unwrap());
+        cmd.unwrap();
+    }
+}
+
+#[test]
+fn postgres_is_killed_and_comes_back() {
+    let mut server = Postgres::start();
+    server.psql("postgres", "CREATE TABLE t AS SELECT 7 AS n");
+    server.kill();
+    server.up();
+    assert_eq!(server.psql("postgres", "SELECT n FROM t"), "7");
+    let (one, other) = (server.database(), server.database());
+    assert_ne!(one, other);
+}
