@@ -19,6 +19,8 @@ use crate::telemetry::metrics::ComponentLabels;
 
 /// Events in one commit, at most; a single append may be larger.
 const COMMIT_EVENTS_MAX: usize = 8000;
+/// How long a stream may be idle before it is asked whether its backend is there.
+const IDLE_MAX: Duration = Duration::from_secs(2);
 /// How soon a full stream is tried again.
 const FULL_RETRY: Duration = Duration::from_millis(50);
 
@@ -145,7 +147,7 @@ impl Worker {
         let opened = self.open().await;
         let (backend, mut writer) =
             opened.inspect_err(|error| self.inbox.refuse_all(&format!("{error:#}").into()))?;
-        self.backend.replace(Some(backend));
+        self.backend.replace(Some(backend.clone()));
         self.component.up();
         let labels = ComponentLabels { component: self.component.to_string() };
         let sizes = self.shared.board.metrics.batch_events.get_or_create_owned(&labels);
@@ -154,6 +156,10 @@ impl Worker {
                 biased;
                 jobs = self.inbox.take(fits) => jobs,
                 () = self.component.stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(IDLE_MAX) => {
+                    backend.status().await?;
+                    continue;
+                }
             };
             let (appends, jobs) = match split(jobs) {
                 Taken::Appends(appends, jobs) => (appends, jobs),
