@@ -18,7 +18,7 @@ use super::stream::StreamActor;
 use super::{Shared, keeper};
 use crate::event::Event;
 use crate::fault;
-use crate::source::{Batch, Dead, Move, Position, Pull, Slot, Source, SourceSpec};
+use crate::source::{Batch, Dead, Move, Outcome, Position, Pull, Slot, Source, SourceSpec};
 use crate::stream::{self, Appended};
 use crate::telemetry::board::{Component, State};
 use crate::telemetry::metrics::SourceLabels;
@@ -145,7 +145,7 @@ impl Life {
                 match source.next().await? {
                     Pull::Batch(batch) => {
                         self.component.set_spent(false);
-                        self.send(batch, &mut stored, &mut under_way).await?;
+                        self.send(batch, source.waits(), &mut stored, &mut under_way).await?;
                     }
                     Pull::Idle => idle = true,
                     Pull::Spent => {
@@ -193,6 +193,7 @@ impl Life {
     async fn send(
         &self,
         mut batch: Batch,
+        wait: bool,
         stored: &mut Vec<Slot>,
         under_way: &mut UnderWay,
     ) -> Result<()> {
@@ -215,7 +216,7 @@ impl Life {
             moves: moves.clone(),
             events: batch.events,
         };
-        let answer = self.stream.send(Append { append, wait: true });
+        let answer = self.stream.send(Append { append, wait });
         let answer = async move { answer.await.unwrap_or(Err(Down::Died)) }.boxed_local();
         under_way.push_back(Sent { events, moves, answer });
         Ok(())
@@ -240,10 +241,12 @@ impl Life {
         sent: Option<Sent>,
         answer: Result<Appended, Down>,
     ) -> bool {
+        if let Some(sent) = &sent {
+            source.answered(&sent.moves, outcome(&answer));
+        }
         match (answer, sent) {
             (Ok(Appended::Durable), Some(sent)) => {
                 self.component.progressed();
-                source.stored(&sent.moves);
                 self.published.inc_by(sent.events);
                 if let Some(named) = &self.named {
                     named.inc_by(sent.events);
@@ -258,6 +261,8 @@ impl Life {
                 );
                 false
             }
+            // The source would not wait, so it has nothing to go back for.
+            (Ok(Appended::Full(_)), _) => true,
             _ => false,
         }
     }
@@ -272,6 +277,14 @@ impl Life {
             true => Ok(Ended::Stopped),
             false => Ok(Ended::Seek),
         }
+    }
+}
+
+fn outcome(answer: &Result<Appended, Down>) -> Outcome {
+    match answer {
+        Ok(Appended::Durable) => Outcome::Durable,
+        Ok(Appended::Full(backlog)) => Outcome::Full(*backlog),
+        Ok(Appended::Rewound) | Err(_) => Outcome::Lost,
     }
 }
 

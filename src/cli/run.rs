@@ -68,7 +68,7 @@ async fn running(
     let supervisor =
         Supervisor::new(topology.clone(), part.clone(), shared.clone(), handles).start();
     let server = match &topology.http {
-        Some(http) => Some(web::start(http, &supervisor, &shared.board)?),
+        Some(http) => Some(web::start(http, &topology, &part, &supervisor, &shared.board)?),
         None => None,
     };
     show_what_to_look_at(&topology, &part, file);

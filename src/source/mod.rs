@@ -3,6 +3,8 @@
 //!
 //! A new kind is one file beside this one and one line in [`KINDS`].
 
+pub mod door;
+pub mod http;
 pub mod publisher;
 mod template;
 
@@ -12,6 +14,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use self::door::Door;
 use crate::event::Event;
 use crate::spec::{Complaint, Key, Site, Values};
 
@@ -93,9 +96,27 @@ pub trait Source: Send {
     /// Returns when `next` may have something again. Safe to drop while it waits.
     async fn wait(&mut self);
 
-    /// Told the moves of each batch once the stream has made it durable, in order: what was kept
-    /// in case the stream goes back to before them (a deleted file, say) may be let go.
-    fn stored(&mut self, _moves: &[Move]) {}
+    /// Told of each batch in order, with its moves, what became of it: what was kept in case the
+    /// stream goes back to before it (a deleted file, say) may be let go once it is durable.
+    /// Batches that nothing is told of before the next `seek` are [`Outcome::Lost`].
+    fn answered(&mut self, _moves: &[Move], _outcome: Outcome) {}
+
+    /// Whether its batches wait while the stream is full; otherwise they come back as
+    /// [`Outcome::Full`].
+    fn waits(&self) -> bool {
+        true
+    }
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is durable in the stream.
+    Durable,
+    /// The slowest group is this many events behind: nothing of it was taken.
+    Full(u64),
+    /// Not known: the stream went away, or holds another checkpoint. `seek` comes next.
+    Lost,
 }
 
 /// Events in one batch of a source, at most.
@@ -127,6 +148,8 @@ pub struct SourceSpec {
     pub counter: Option<String>,
     /// The kind's own keys.
     pub values: Values,
+    /// Where requests come in, for kinds that are reached over HTTP.
+    pub door: Arc<Door>,
 }
 
 /// A kind of source.
@@ -151,4 +174,4 @@ pub struct Kind {
 }
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[&publisher::KIND, &tail::KIND];
+pub static KINDS: &[&Kind] = &[&publisher::KIND, &tail::KIND, &http::KIND];

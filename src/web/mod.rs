@@ -1,4 +1,10 @@
-//! What is served over HTTP: whether the process works, what its streams hold, what it counts.
+//! What is served over HTTP: whether the process works, what its streams hold, what it counts, and
+//! the paths of sources that are reached this way.
+
+mod guard;
+mod intake;
+mod openapi;
+mod problem;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -6,17 +12,21 @@ use std::sync::Arc;
 use actix::Addr;
 use actix_web::dev::ServerHandle;
 use actix_web::http::header::ContentType;
-use actix_web::{App, HttpResponse, HttpServer, Responder, web};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, Responder, web};
 use anyhow::{Context, Result};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Serialize;
 
+use self::guard::Guard;
+use self::intake::Intake;
+use self::problem::Problem;
 use crate::actor::message::Inspect;
-use crate::actor::supervisor::Supervisor;
+use crate::actor::supervisor::{Part, Supervisor};
+use crate::spec::Room;
 use crate::telemetry::board::{Board, Trouble};
-use crate::topology::{Http, Tls};
+use crate::topology::{Http, Tls, Topology};
 
 /// Threads that answer requests.
 const WORKERS: usize = 2;
@@ -37,41 +47,79 @@ impl Server {
     }
 }
 
+/// What the handlers know.
+struct Served {
+    supervisor: Addr<Supervisor>,
+    board: Arc<Board>,
+    intake: Intake,
+    /// Names of the components that requests need; none: whatever runs here.
+    needed: Vec<String>,
+}
+
 /// Listens on `listen`, and on `admin` where it is given; then what shows the inside of the
 /// process is served there alone.
-pub fn start(http: &Http, supervisor: &Addr<Supervisor>, board: &Arc<Board>) -> Result<Server> {
+pub fn start(
+    http: &Http,
+    topology: &Topology,
+    part: &Part,
+    supervisor: &Addr<Supervisor>,
+    board: &Arc<Board>,
+) -> Result<Server> {
+    let intake = Intake::new(topology, Guard::new(http), |room, name| part.has(room, name));
+    let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
+    let needed = sources.flat_map(|source| {
+        let (own, to) = (Room::Source.noun(), Room::Stream.noun());
+        [format!("{own}.{}", source.name), format!("{to}.{}", source.to)]
+    });
+    let needed = needed.collect();
+    let (supervisor, board) = (supervisor.clone(), board.clone());
+    let served = web::Data::new(Served { supervisor, board, intake, needed });
     let (tls, all) = (http.tls.as_ref(), http.admin.is_none());
-    let mut handles = vec![listen(&http.listen, tls, all, supervisor, board)?];
+    let mut handles = vec![listen(&http.listen, tls, Side { inside: all, intake: true }, &served)?];
     if let Some(admin) = &http.admin {
-        handles.push(listen(admin, tls, true, supervisor, board)?);
+        handles.push(listen(admin, tls, Side { inside: true, intake: false }, &served)?);
     }
     Ok(Server { handles })
+}
+
+/// What of it one address serves.
+#[derive(Clone, Copy)]
+struct Side {
+    /// What shows the inside of the process.
+    inside: bool,
+    /// What takes events.
+    intake: bool,
 }
 
 fn listen(
     address: &str,
     tls: Option<&Tls>,
-    inside: bool,
-    supervisor: &Addr<Supervisor>,
-    board: &Arc<Board>,
+    side: Side,
+    served: &web::Data<Served>,
 ) -> Result<ServerHandle> {
     let listener = TcpListener::bind(address)
         .with_context(|| format!("cannot listen on {address} (is another program there?)"))?;
-    let (supervisor, board) = (supervisor.clone(), board.clone());
+    let served = served.clone();
     let server = HttpServer::new(move || {
         let app = App::new()
-            .app_data(web::Data::new(supervisor.clone()))
-            .app_data(web::Data::from(board.clone()))
+            .app_data(served.clone())
             .route("/livez", web::get().to(livez))
             .route("/healthz", web::get().to(healthz))
-            .route("/readyz", web::get().to(healthz));
-        let app = match inside {
+            .route("/readyz", web::get().to(readyz));
+        let app = match side.inside {
             true => app
                 .route("/streams", web::get().to(streams))
                 .route("/metrics", web::get().to(metrics)),
             false => app,
         };
-        app.default_service(web::to(nothing))
+        match side.intake {
+            true => {
+                let api = openapi::describe(&served.intake, side.inside);
+                let api = move || std::future::ready(HttpResponse::Ok().json(api.clone()));
+                app.route("/openapi.json", web::get().to(api)).default_service(web::to(others))
+            }
+            false => app.default_service(web::to(nothing)),
+        }
     })
     .workers(WORKERS)
     .disable_signals()
@@ -111,31 +159,43 @@ struct Health {
     troubles: Vec<Trouble>,
 }
 
-async fn healthz(board: web::Data<Board>) -> impl Responder {
-    let troubles = board.troubles();
-    let mut answer = match troubles.is_empty() {
-        true => HttpResponse::Ok(),
-        false => HttpResponse::ServiceUnavailable(),
-    };
-    answer.json(Health { healthy: troubles.is_empty(), troubles })
+impl Health {
+    fn answer(troubles: Vec<Trouble>, ready: bool) -> HttpResponse {
+        let mut answer = match ready {
+            true => HttpResponse::Ok(),
+            false => HttpResponse::ServiceUnavailable(),
+        };
+        answer.json(Health { healthy: troubles.is_empty(), troubles })
+    }
 }
 
-async fn streams(supervisor: web::Data<Addr<Supervisor>>) -> impl Responder {
-    match supervisor.send(Inspect).await {
+async fn healthz(served: web::Data<Served>) -> impl Responder {
+    let troubles = served.board.troubles();
+    let healthy = troubles.is_empty();
+    Health::answer(troubles, healthy)
+}
+
+/// Where requests make events, what they need decides; a sink that is away does not stop them.
+async fn readyz(served: web::Data<Served>) -> impl Responder {
+    let troubles = served.board.troubles();
+    let needed = &served.needed;
+    let ready = !troubles.iter().any(|it| needed.is_empty() || needed.contains(&it.name));
+    Health::answer(troubles, ready)
+}
+
+async fn streams(served: web::Data<Served>) -> impl Responder {
+    match served.supervisor.send(Inspect).await {
         Ok(snapshot) => HttpResponse::Ok().json(snapshot.streams),
         Err(_) => stopping(),
     }
 }
 
-async fn metrics(
-    supervisor: web::Data<Addr<Supervisor>>,
-    board: web::Data<Board>,
-) -> impl Responder {
+async fn metrics(served: web::Data<Served>) -> impl Responder {
     // Asking the streams brings the lags up to date.
-    if supervisor.send(Inspect).await.is_err() {
+    if served.supervisor.send(Inspect).await.is_err() {
         return stopping();
     }
-    match board.metrics.encode() {
+    match served.board.metrics.encode() {
         Ok(text) => HttpResponse::Ok()
             .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
             .body(text),
@@ -147,8 +207,20 @@ fn stopping() -> HttpResponse {
     HttpResponse::ServiceUnavailable().body("the process is stopping\n")
 }
 
-async fn nothing() -> impl Responder {
+/// What is served because the topology says so.
+async fn others(
+    served: web::Data<Served>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    match served.intake.answer(&request, payload).await {
+        Some(answer) => answer,
+        None => Ok(nothing().await),
+    }
+}
+
+async fn nothing() -> HttpResponse {
     HttpResponse::NotFound()
         .content_type(ContentType::plaintext())
-        .body("nothing is served here (try /healthz, /streams, /metrics)\n")
+        .body("nothing is served here (try /healthz, /streams, /metrics, /openapi.json)\n")
 }

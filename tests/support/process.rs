@@ -184,18 +184,81 @@ impl Drop for Running {
 }
 
 pub fn try_get(port: u16, path: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let body = match head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
-        true => unchunk(body),
-        false => body.to_owned(),
-    };
-    Ok((status, body))
+    let answer = Request::get(path).send(port)?;
+    Ok((answer.status, answer.body))
+}
+
+/// An HTTP request.
+#[derive(Clone)]
+pub struct Request {
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Request {
+    pub fn get(path: &str) -> Self {
+        Self::new("GET", path)
+    }
+
+    pub fn post(path: &str) -> Self {
+        Self::new("POST", path)
+    }
+
+    pub fn new(method: &str, path: &str) -> Self {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        Self { head, body: Vec::new() }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.head.push_str(&format!("{name}: {value}\r\n"));
+        self
+    }
+
+    pub fn body(mut self, content_type: &str, body: impl AsRef<[u8]>) -> Self {
+        self.body = body.as_ref().to_vec();
+        let length = self.body.len().to_string();
+        self.header("Content-Type", content_type).header("Content-Length", &length)
+    }
+
+    /// `application/json`
+    pub fn json(self, body: &str) -> Self {
+        self.body("application/json", body)
+    }
+
+    pub fn send(&self, port: u16) -> std::io::Result<Answer> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(40)))?;
+        stream.write_all(format!("{}\r\n", self.head).as_bytes())?;
+        // Who refuses a body early may have closed the connection by now.
+        let _ = stream.write_all(&self.body);
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        if answer.is_empty() {
+            read?;
+        }
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let body = match head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            true => unchunk(body),
+            false => body.to_owned(),
+        };
+        Ok(Answer { status, head: head.to_owned(), body })
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
+    }
 }
 
 fn unchunk(mut body: &str) -> String {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use aqueduct::event::{Event, EventId};
+use aqueduct::source::door::Door;
 use aqueduct::source::{Batch, Dead, Position, Pull, Slot, SourceSpec, tail};
 use aqueduct::spec::{Site, Value, Values};
 use sqlx::Connection;
@@ -114,6 +115,7 @@ impl Setup {
         values.set("start", Value::Str("beginning".into()));
         values.set("max_line", Value::Int(1 << 20));
         let spec = SourceSpec {
+            door: Door::new(1),
             name: "lines".into(),
             kind: &tail::KIND,
             to: "stream".into(),

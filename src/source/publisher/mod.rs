@@ -7,6 +7,7 @@
 
 mod numbers;
 mod pace;
+mod trigger;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 use self::numbers::{INSTANCES_MAX, Part, Sent};
 use self::pace::Pace;
+use self::trigger::Triggered;
 use super::template::{self, Maker, Template};
 use super::{BATCH_BYTES, BATCH_EVENTS, Batch, Capabilities, Kind, Move, Position, Pull, Slot};
 use super::{Source, SourceSpec};
@@ -68,13 +70,28 @@ pub static KIND: Kind = Kind {
             doc: "Events a second of all instances together; \"0/s\" is no limit. After a stall \
                   at most a second's worth is caught up.",
         },
+        Key {
+            name: "trigger",
+            ty: Ty::Choice(&["http"]),
+            default: Default::Absent,
+            doc: "\"http\": sends its range anew, as a new run, each time POST /publish/NAME (or \
+                  POST /publish, for all such sources) comes, and nothing otherwise.",
+        },
     ],
     capabilities: Capabilities { identity: true },
     check,
-    finite: |values| values.opt_range("n").is_some(),
+    finite: |values| values.opt_range("n").is_some() && values.get("trigger").is_none(),
     instances,
-    open: |spec, _: &Site, instance| Ok(Box::new(Publisher::new(spec, instance))),
+    open,
 };
+
+fn open(spec: &SourceSpec, _: &Site, instance: u64) -> Result<Box<dyn Source>> {
+    let publisher = Publisher::new(spec, instance);
+    Ok(match spec.values.get("trigger") {
+        Some(_) => Box::new(Triggered::new(publisher, &spec.origin, spec.door.host(instance))),
+        None => Box::new(publisher),
+    })
+}
 
 fn instances(values: &Values) -> u64 {
     values.uint("instances").max(1)
@@ -104,6 +121,10 @@ fn check(values: &Values) -> Vec<Complaint> {
                 format!("{instances} instances for {count} numbers (at most one for each number)");
             complain("instances", message);
         }
+    }
+    if values.get("trigger").is_some() && values.get("n").is_none() {
+        let message = "has no range to send (give it one, such as n = \"1..50\")".to_owned();
+        complain("trigger", message);
     }
     if values.get("every").is_some() && values.get("rate").is_some() {
         complain("rate", "every and rate both set the pace (give one of them)".to_owned());
@@ -171,6 +192,46 @@ impl Publisher {
         }
     }
 
+    /// As if nothing had been sent yet.
+    fn restart(&mut self) {
+        self.sent = Sent::default();
+        self.next = self.part.first;
+        if let Some(pace) = &mut self.pace {
+            pace.restart();
+        }
+    }
+
+    /// Whether all was sent.
+    fn is_spent(&self) -> bool {
+        self.next >= self.part.end
+    }
+
+    /// The events that are due, if any are.
+    fn due(&mut self) -> Option<Vec<Event>> {
+        let due = self.pace.as_mut().map_or(u64::MAX, |pace| pace.due(Instant::now()));
+        // Bounded by BATCH_EVENTS, so it fits.
+        let count = due.min(self.part.remaining(self.next)).min(BATCH_EVENTS as u64) as usize;
+        if count == 0 {
+            return None;
+        }
+        let events = self.make(count);
+        if let Some(pace) = &mut self.pace {
+            pace.take(events.len() as u64);
+        }
+        Some(events)
+    }
+
+    /// Returns when some may be.
+    async fn wait_until_due(&self) {
+        if self.is_spent() {
+            // What is spent stays so until it starts anew.
+            return std::future::pending().await;
+        }
+        if let Some(pace) = &self.pace {
+            pace.wait().await;
+        }
+    }
+
     /// The next numbers as events, at most `count`; all bodies share one buffer.
     fn make(&mut self, count: usize) -> Vec<Event> {
         let time_us = now_us();
@@ -204,19 +265,10 @@ impl Source for Publisher {
     }
 
     async fn next(&mut self) -> Result<Pull> {
-        if self.next >= self.part.end {
+        if self.is_spent() {
             return Ok(Pull::Spent);
         }
-        let due = self.pace.as_mut().map_or(u64::MAX, |pace| pace.due(Instant::now()));
-        if due == 0 {
-            return Ok(Pull::Idle);
-        }
-        // Bounded by BATCH_EVENTS, so it fits.
-        let count = due.min(self.part.remaining(self.next)).min(BATCH_EVENTS as u64) as usize;
-        let events = self.make(count);
-        if let Some(pace) = &mut self.pace {
-            pace.take(events.len() as u64);
-        }
+        let Some(events) = self.due() else { return Ok(Pull::Idle) };
         let from = self.stands.take();
         self.stands = Some(Position { order: self.next, note: String::new() });
         let moves = vec![Move { slot: self.slot.clone(), from, to: self.stands.clone() }];
@@ -224,13 +276,7 @@ impl Source for Publisher {
     }
 
     async fn wait(&mut self) {
-        if self.next >= self.part.end {
-            // What is spent stays so until a `seek`.
-            return std::future::pending().await;
-        }
-        if let Some(pace) = &self.pace {
-            pace.wait().await;
-        }
+        self.wait_until_due().await;
     }
 }
 

@@ -32,6 +32,11 @@ impl Pace {
         places.saturating_sub(self.taken)
     }
 
+    /// The next event is the first.
+    pub fn restart(&mut self) {
+        (self.start, self.taken) = (None, 0);
+    }
+
     /// `count` events were sent.
     pub fn take(&mut self, count: u64) {
         self.taken += count;

@@ -6,6 +6,7 @@ use futures_util::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
+use crate::source::door::Door;
 
 fn values(pairs: Vec<(&'static str, Value)>) -> Values {
     let mut values = Values::default();
@@ -23,6 +24,7 @@ fn layout(range: Option<(u64, u64)>, instances: u64) -> Values {
 
 fn open(values: Values, instance: u64) -> Box<dyn Source> {
     let spec = SourceSpec {
+        door: Door::new(1),
         name: "numbers".into(),
         kind: &KIND,
         to: "s".to_owned(),

@@ -61,7 +61,7 @@ use self::identity::Note;
 use self::registry::{Changes, Registry};
 use self::scan::Pattern;
 use self::watcher::Wake;
-use super::{Capabilities, Kind, Move, Pull, Slot, Source, SourceSpec};
+use super::{Capabilities, Kind, Move, Outcome, Pull, Slot, Source, SourceSpec};
 use crate::event::now_us;
 use crate::spec::{Complaint, Default, Key, Site, Ty, Values};
 
@@ -209,8 +209,10 @@ impl Source for Tail {
         self.wake.wait().await;
     }
 
-    fn stored(&mut self, moves: &[Move]) {
-        self.stored.extend_from_slice(moves);
+    fn answered(&mut self, moves: &[Move], outcome: Outcome) {
+        if outcome == Outcome::Durable {
+            self.stored.extend_from_slice(moves);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Draft, Part};
 use crate::sink::SinkSpec;
 use crate::source::SourceSpec;
+use crate::source::door::Door;
 use crate::spec::text::Secret;
 use crate::spec::{Key, Value, Values, units};
 use crate::stream::{GroupSpec, Retain, StreamSpec};
@@ -111,6 +112,7 @@ fn source(part: &Part<crate::source::Kind>) -> Option<SourceSpec> {
         origin: text(&part.values, "origin").unwrap_or_else(|| part.name.clone()),
         key: text(&part.values, "key"),
         counter: text(&part.values, "counter"),
+        door: Door::new((kind.instances)(&part.values)),
         values: own(&part.values, kind.keys),
     })
 }

@@ -9,7 +9,8 @@ use crate::spec::{Key, Room, Ty};
 use crate::topology::{Topology, is_database, plain_path, promise, same_file};
 
 /// Paths that are always served.
-const RESERVED: [&str; 6] = ["/", "/livez", "/healthz", "/readyz", "/metrics", "/streams"];
+const RESERVED: [&str; 7] =
+    ["/", "/livez", "/healthz", "/readyz", "/metrics", "/streams", "/openapi.json"];
 
 /// What can be told from the values alone.
 pub(super) fn check(draft: &Draft, findings: &mut Findings) {
@@ -73,7 +74,8 @@ fn routes(draft: &Draft, findings: &mut Findings) {
         if RESERVED.contains(&route.as_str()) || api {
             let message = format!(
                 "`{} = \"{route}\"` is always served by aqueduct itself (none of `/`, `/livez`, \
-                 `/healthz`, `/readyz`, `/metrics`, `/streams`, `/api/…`)",
+                 `/healthz`, `/readyz`, `/metrics`, `/streams`, `/openapi.json`, \
+                 `/api/…`)",
                 path[2]
             );
             findings.fault(path, message);

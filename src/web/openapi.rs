@@ -1,0 +1,161 @@
+//! `/openapi.json`: what this process takes and answers, made from what it runs.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::intake::Intake;
+
+/// The description of what is served on the same address.
+pub fn describe(intake: &Intake, inside: bool) -> Json {
+    let mut paths = Map::new();
+    let mut sources: Vec<_> = intake.posts().collect();
+    sources.sort_by_key(|(path, _)| *path);
+    for (path, source) in sources {
+        paths.insert(path.to_owned(), json!({ "post": post(&source.name, &source.to) }));
+    }
+    if !intake.triggers().is_empty() {
+        paths.insert("/publish".into(), json!({ "post": trigger("every publisher", true) }));
+    }
+    for source in intake.triggers() {
+        let path = format!("/publish/{}", source.name);
+        paths.insert(path, json!({ "post": trigger(&source.name, false) }));
+    }
+    for (path, summary, answers) in always(inside) {
+        let answers = answers
+            .iter()
+            .map(|(status, about)| ((*status).to_owned(), json!({ "description": about })));
+        let get = json!({ "summary": summary, "responses": Map::from_iter(answers) });
+        paths.insert(path.to_owned(), json!({ "get": get }));
+    }
+    let mut api = json!({
+        "openapi": "3.1.0",
+        "info": { "title": "Aqueduct", "version": env!("CARGO_PKG_VERSION") },
+        "paths": paths,
+        "components": { "schemas": { "Error": {
+            "type": "object",
+            "required": ["error"],
+            "properties": { "error": { "type": "string" } },
+        } } },
+    });
+    if intake.guard().asks() {
+        api["components"]["securitySchemes"] =
+            json!({ "token": { "type": "http", "scheme": "bearer" } });
+    }
+    secure(&mut api, intake);
+    api
+}
+
+type Served = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+fn always(inside: bool) -> Vec<Served> {
+    const HEALTH: &[(&str, &str)] =
+        &[("200", "Everything works."), ("503", "What does not work, and why.")];
+    const OK: &[(&str, &str)] = &[("200", "Here it is.")];
+    let mut all: Vec<Served> = vec![
+        ("/livez", "Whether the process turns.", OK),
+        ("/healthz", "Whether everything works.", HEALTH),
+        ("/readyz", "Whether requests can be taken.", HEALTH),
+        ("/openapi.json", "This description.", OK),
+    ];
+    if inside {
+        const STOPPING: &[(&str, &str)] =
+            &[("200", "Here it is."), ("503", "The process is stopping.")];
+        all.push(("/streams", "Streams, their groups and members.", STOPPING));
+        all.push(("/metrics", "Metrics, for Prometheus.", STOPPING));
+    }
+    all
+}
+
+fn idempotency_key() -> Json {
+    json!([{
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Repeated with the same body, the request happens once.",
+        "schema": { "type": "string", "minLength": 1, "maxLength": 256 },
+    }])
+}
+
+fn problems(statuses: &[(&str, &str)]) -> Map<String, Json> {
+    let error = json!({ "application/json": {
+        "schema": { "$ref": "#/components/schemas/Error" },
+    } });
+    let problem = |about: &str| json!({ "description": about, "content": error });
+    statuses.iter().map(|(status, about)| ((*status).to_owned(), problem(about))).collect()
+}
+
+fn post(source: &str, stream: &str) -> Json {
+    let mut answers = problems(&[
+        ("400", "The body is not what it says it is."),
+        ("408", "The body took too long."),
+        ("413", "The body is larger than `max_body`."),
+        ("415", "A Content-Type or Content-Encoding that is not read."),
+        ("429", "Too many requests are under way."),
+        ("503", "The stream cannot take it now; Retry-After says when to ask again."),
+    ]);
+    let ids = json!({ "type": "array", "items": { "type": "string", "format": "uuid" } });
+    let accepted = json!({
+        "description": "The events are durable in the stream.",
+        "content": { "application/json": { "schema": {
+            "type": "object", "required": ["ids"], "properties": { "ids": ids },
+        } } },
+    });
+    answers.insert("202".into(), accepted);
+    json!({
+        "summary": format!("Posts events to the stream `{stream}`."),
+        "operationId": format!("post_{source}"),
+        "parameters": idempotency_key(),
+        "requestBody": {
+            "required": true,
+            "content": {
+                "application/json": { "schema": {} },
+                "application/x-ndjson": { "schema": { "type": "string" } },
+                "text/plain": { "schema": { "type": "string", "minLength": 1 } },
+            },
+        },
+        "responses": answers,
+    })
+}
+
+fn trigger(source: &str, several: bool) -> Json {
+    let mut answers = problems(&[
+        ("400", "The Idempotency-Key is empty or too long."),
+        ("429", "Too many requests are under way."),
+        ("503", "The stream cannot take it now; Retry-After says when to ask again."),
+    ]);
+    let run = json!({
+        "type": "object",
+        "required": ["source", "published", "numbers"],
+        "properties": {
+            "source": { "type": "string" },
+            "published": { "type": "integer" },
+            "numbers": { "type": "array", "items": { "type": "integer" } },
+        },
+    });
+    let schema = if several { json!({ "type": "array", "items": run }) } else { run };
+    let done = json!({
+        "description": "All of it is durable in the stream.",
+        "content": { "application/json": { "schema": schema } },
+    });
+    answers.insert("200".into(), done);
+    let id = if several { "publish_all".to_owned() } else { format!("publish_{source}") };
+    json!({
+        "summary": format!("Has {source} send its whole range anew."),
+        "operationId": id,
+        "parameters": idempotency_key(),
+        "responses": answers,
+    })
+}
+
+/// Every `POST` asks for a token, where one is set.
+fn secure(api: &mut Json, intake: &Intake) {
+    if !intake.guard().asks() {
+        return;
+    }
+    let Some(paths) = api["paths"].as_object_mut() else { return };
+    for post in paths.values_mut().filter_map(|path| path.get_mut("post")) {
+        post["security"] = json!([{ "token": [] }]);
+        let refused = problems(&[("401", "No token, or a wrong one.")]);
+        if let Some(answers) = post["responses"].as_object_mut() {
+            answers.extend(refused);
+        }
+    }
+}
