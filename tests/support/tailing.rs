@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use aqueduct::event::{Event, EventId};
 use aqueduct::source::door::Door;
-use aqueduct::source::{Batch, Dead, Position, Pull, Slot, SourceSpec, tail};
+use aqueduct::source::{Batch, Dead, Outcome, Position, Pull, Slot, SourceSpec, tail};
 use aqueduct::spec::{Site, Value, Values};
 use sqlx::Connection;
 use tokio::sync::watch;
@@ -221,7 +221,9 @@ async fn run(spec: SourceSpec, site: Site, stream: Stream, mut stopped: watch::R
             }
         }
         match ahead.pop_front() {
-            Some(batch) if stream.append(&batch) => source.stored(&batch.moves),
+            Some(batch) if stream.append(&batch) => {
+                source.answered(&batch.moves, Outcome::Durable);
+            }
             Some(_) => {
                 ahead.clear();
                 spent = false;
