@@ -26,7 +26,8 @@ const INTRODUCTION: &str = "
     SELECT pg_backend_pid() FROM (
         SELECT count(set_config(name, wanted, false)) FROM pg_settings JOIN (VALUES
             ('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '5'),
-            ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '25000')
+            ('tcp_keepalives_count', '3'), ('tcp_user_timeout', '25000'),
+            ('client_min_messages', 'warning')
         ) ours (name, wanted) USING (name)) done";
 
 /// A server, and who we are there.
@@ -88,24 +89,19 @@ impl Server {
     }
 
     /// Waits for `work` on the connection of `pid`: as long as it takes, but only while the server
-    /// is there and the connection's process is alive. Errs as `work` does, or when neither comes.
-    pub async fn watch<T>(
-        &self,
-        pid: i32,
-        work: impl Future<Output = sqlx::Result<T>>,
-    ) -> sqlx::Result<T> {
+    /// is there and the connection's process is alive. Errs when it is not.
+    pub async fn watch<T>(&self, pid: i32, work: impl Future<Output = T>) -> Result<T> {
         let mut work = pin!(work);
         loop {
-            let silence = tokio::time::sleep(SILENCE);
             tokio::select! {
                 biased;
-                done = &mut work => return done,
-                () = silence => {}
+                done = &mut work => return Ok(done),
+                () = tokio::time::sleep(SILENCE) => {}
             }
             tokio::select! {
                 biased;
-                done = &mut work => return done,
-                there = self.is_there(pid) => there?,
+                done = &mut work => return Ok(done),
+                there = self.is_there(pid) => there.map_err(|error| self.explain(&error))?,
             }
         }
     }
@@ -236,6 +232,8 @@ pub fn is_conflict(error: &sqlx::Error) -> bool {
 pub fn says(error: &sqlx::Error) -> String {
     let text = match (error, database_error(error)) {
         (_, Some(error)) => match error.detail() {
+            // The whole row, for which the event stands.
+            Some(_) if matches!(error.code(), "23502" | "23514") => error.message().to_owned(),
             Some(detail) => format!("{} ({})", error.message(), detail.trim_end_matches('.')),
             None => error.message().to_owned(),
         },
