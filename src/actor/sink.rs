@@ -5,6 +5,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Actor, Context, Handler, ResponseFuture, Supervised};
 use anyhow::Result;
@@ -23,6 +24,9 @@ use crate::telemetry::metrics::ComponentLabels;
 
 /// Events in one write, at most; a single delivery may be larger.
 const WRITE_EVENTS_MAX: usize = 4000;
+
+/// How long a sink may be idle before it is asked whether it could store something.
+const IDLE_MAX: Duration = Duration::from_secs(2);
 
 type DeliverJob = Job<Deliver, Vec<Refusal>>;
 
@@ -116,6 +120,10 @@ impl Work {
                 biased;
                 () = inbox.filled() => {}
                 () = component.stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(IDLE_MAX) => {
+                    sink.check().await?;
+                    continue;
+                }
             }
             // Whoever delivers exclusively holds the suspicion for writing, so its job is taken
             // past those that wait for it here.

@@ -170,9 +170,16 @@ impl Session {
     /// To be called before it is used after a while. Errs when the server is not at its end.
     pub async fn refresh(&mut self, server: &Server) -> Result<()> {
         if self.used.elapsed() > IDLE {
-            let ping = within(CONNECT, self.connection.ping()).await;
-            ping.map_err(|error| server.explain(&error))?;
+            self.ping(server).await?;
         }
+        self.used = Instant::now();
+        Ok(())
+    }
+
+    /// Errs when the server is not at its end.
+    pub async fn ping(&mut self, server: &Server) -> Result<()> {
+        let ping = within(CONNECT, self.connection.ping()).await;
+        ping.map_err(|error| server.explain(&error))?;
         self.used = Instant::now();
         Ok(())
     }

@@ -30,6 +30,12 @@ pub trait Sink: Send {
     /// An error means that the sink could not work (away, full, locked): no event's fault, and
     /// nothing is known of the batch, which will come again. The sink is then opened anew.
     async fn store(&mut self, batch: &[&Delivery]) -> Result<Vec<Refusal>>;
+
+    /// Whether it could store something now; asked every few seconds while there is nothing to
+    /// store. An error counts as one of `store`.
+    async fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a sink kind can do; `check` derives promises from it.

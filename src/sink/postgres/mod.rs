@@ -223,6 +223,13 @@ impl Sink for Table {
     async fn store(&mut self, batch: &[&Delivery]) -> Result<Vec<Refusal>> {
         write::store(self, batch).await
     }
+
+    async fn check(&mut self) -> Result<()> {
+        match &mut self.session {
+            Some(session) => session.ping(&self.server).await,
+            None => Ok(()), // the next batch connects
+        }
+    }
 }
 
 impl Table {
