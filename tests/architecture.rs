@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[&[&str]] = &[
     &["event"],
     &["spec"],
+    &["client"],
     &["source"],
     &["stream", "sink"],
     &["topology"],

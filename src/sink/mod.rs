@@ -8,7 +8,9 @@ mod console;
 mod database;
 mod file;
 mod line;
+mod postgres;
 mod sqlite;
+mod table;
 
 use std::sync::Arc;
 
@@ -69,7 +71,10 @@ pub struct Kind {
     pub place: fn(&Values) -> String,
     /// A command to try that shows what is stored, if there is one.
     pub look: fn(&Values) -> Option<String>,
-    /// Opens it.
+    /// How many of it are opened to write at once. What one writes is not seen by the others
+    /// until it is stored.
+    pub writers: fn(&Values) -> usize,
+    /// Opens one.
     pub open: fn(SinkSpec, Site) -> Opening,
 }
 
@@ -77,4 +82,4 @@ pub struct Kind {
 pub type Opening = BoxFuture<'static, Result<Box<dyn Sink>>>;
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[&sqlite::KIND, &file::KIND, &console::KIND];
+pub static KINDS: &[&Kind] = &[&postgres::KIND, &sqlite::KIND, &file::KIND, &console::KIND];

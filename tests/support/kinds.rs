@@ -164,6 +164,7 @@ static SQLITE: sink::Kind = sink::Kind {
     claims: |values| Some(table_of(values)),
     place: table_of,
     look: |_| None,
+    writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
 
@@ -181,6 +182,7 @@ static POSTGRES: sink::Kind = sink::Kind {
     claims: |values| Some(format!("table \"{}\"", values.str("table"))),
     place: |values| format!("table \"{}\"", values.str("table")),
     look: |_| None,
+    writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
 
@@ -193,6 +195,7 @@ static FILE: sink::Kind = sink::Kind {
     claims: |values| Some(values.str("path").to_owned()),
     place: |values| values.str("path").to_owned(),
     look: |_| None,
+    writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
 
@@ -208,5 +211,6 @@ static CONSOLE: sink::Kind = sink::Kind {
     claims: |_| None,
     place: |_| "standard output".to_owned(),
     look: |_| None,
+    writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };

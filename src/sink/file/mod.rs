@@ -46,6 +46,7 @@ pub static KIND: Kind = Kind {
     },
     place: |values| values.str("path").into(),
     look: |values| Some(format!("tail -f {}", values.str("path"))),
+    writers: |_| 1,
     open,
 };
 
