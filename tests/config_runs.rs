@@ -138,8 +138,7 @@ fn every_line_of_the_input_is_once_in_the_output_across_kills() {
             writeln!(text, "line {n} of part {kill}, with \"quotes\" and ümlauts").unwrap();
         }
         wanted.extend(text.lines().map(|line| line.as_bytes().to_vec()));
-        let mut file =
-            std::fs::OpenOptions::new().append(true).create(true).open(&input).unwrap();
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&input).unwrap();
         std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
         cli(redis.port, &["XADD", "line_stream", "*", "line", &format!("by hand {kill}")]);
         wanted.push(format!("by hand {kill}").into_bytes());

@@ -172,8 +172,7 @@ impl Flow {
         for (which, running) in self.ours.iter_mut().enumerate() {
             let data = ["data", self.second_data][which];
             running.get_or_insert_with(|| {
-                self.place
-                    .start_beside(self.ports[which], &[("AQUEDUCT__RUNTIME__DATA_DIR", data)])
+                self.place.start_beside(self.ports[which], &[("AQUEDUCT__RUNTIME__DATA_DIR", data)])
             });
         }
     }
