@@ -726,3 +726,5 @@ macro_rules! all {
 }
 
 all!(embedded, super::Place::embedded());
+all!(redis, super::Place::redis());
+all!(redis_cluster, super::Place::redis_cluster());

@@ -2,3 +2,4 @@
 //! what its errors mean to a user.
 
 pub mod postgres;
+pub mod redis;

@@ -93,7 +93,7 @@ static REDIS: stream::Kind = stream::Kind {
     name: "redis",
     doc: "Redis Streams.",
     keys: &[
-        key("url", Ty::Url(&["redis", "rediss"]), Required),
+        key("url", Ty::Urls(&["redis", "rediss"]), Required),
         key("key", Ty::Str, Derived("the stream's name")),
         key("field", Ty::Str, Toml("\"body\"")),
         key("flat", Ty::Bool, Toml("false")),

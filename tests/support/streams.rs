@@ -3,8 +3,8 @@
 #![allow(dead_code)] // Every test file uses another part of it.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use aqueduct::event::{Delivery, Event, EventId, Origin, Sequence, Ticket};
@@ -15,6 +15,10 @@ use aqueduct::stream::{
     StreamSpec, Writer,
 };
 use tempfile::TempDir;
+
+#[path = "servers.rs"]
+pub mod servers;
+use servers::{Redis, RedisCluster};
 
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +54,29 @@ impl Place {
         let mut values = Values::default();
         values.set("path", Value::Str(path));
         Self::new("embedded", values, folder)
+    }
+
+    /// A place in a Redis server that the tests of this process share.
+    pub fn redis() -> Self {
+        static SERVER: OnceLock<Redis> = OnceLock::new();
+        Self::redis_at(&[SERVER.get_or_init(Redis::start).url()])
+    }
+
+    /// A place in a Redis Cluster that the tests of this process share.
+    pub fn redis_cluster() -> Self {
+        static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
+        Self::redis_at(&CLUSTER.get_or_init(RedisCluster::start).urls())
+    }
+
+    /// A place in the server, or the Redis Cluster, at these URLs.
+    pub fn redis_at(urls: &[String]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let mut values = Values::default();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        values.set("url", Value::List(urls.to_vec()));
+        values.set("key", Value::Str(format!("s{number}")));
+        values.set("field", Value::Str("body".into()));
+        Self::new("redis", values, tempfile::tempdir().unwrap())
     }
 
     fn new(kind: &str, values: Values, folder: TempDir) -> Self {
