@@ -5,6 +5,7 @@
 
 pub mod chunk;
 pub mod embedded;
+mod sql;
 
 use std::sync::Arc;
 use std::time::Duration;
