@@ -232,6 +232,26 @@ impl Db {
             tracing::warn!(path = %self.path.display(), %error, "could not shorten the log");
         }
     }
+
+    /// Says which file it was, and what may help.
+    fn explain(&self, error: Error) -> Error {
+        let code = error.chain().find_map(|cause| match cause.downcast_ref::<sqlx::Error>()? {
+            sqlx::Error::Database(error) => error.code()?.parse::<i32>().ok(),
+            _ => None,
+        });
+        let remedy = match code.map(|code| code & 0xff) {
+            Some(5 | 6) => " is locked by another process (close what keeps it open)",
+            Some(3 | 8 | 14 | 23) => {
+                " cannot be written (its folder and file must be writable by this user)"
+            }
+            Some(13) => " cannot grow: the disk is full (free some space)",
+            Some(10) => " cannot be read or written: the disk reports an error or is full",
+            Some(11) => " is damaged (put back a copy, without -wal and -shm beside it)",
+            Some(26) => " is not a database (give the stream another `path`)",
+            _ => "",
+        };
+        error.context(format!("stream database {}{remedy}", self.path.display()))
+    }
 }
 
 impl Database for Db {
@@ -259,26 +279,6 @@ impl Database for Db {
             .await
             .unwrap_or_else(|error| Err(anyhow!(error).context("a transaction was cut off")))
             .map_err(|error| self.explain(error))
-    }
-
-    /// Says which file it was, and what may help.
-    fn explain(&self, error: Error) -> Error {
-        let code = error.chain().find_map(|cause| match cause.downcast_ref::<sqlx::Error>()? {
-            sqlx::Error::Database(error) => error.code()?.parse::<i32>().ok(),
-            _ => None,
-        });
-        let remedy = match code.map(|code| code & 0xff) {
-            Some(5 | 6) => " is locked by another process (close what keeps it open)",
-            Some(3 | 8 | 14 | 23) => {
-                " cannot be written (its folder and file must be writable by this user)"
-            }
-            Some(13) => " cannot grow: the disk is full (free some space)",
-            Some(10) => " cannot be read or written: the disk reports an error or is full",
-            Some(11) => " is damaged (put back a copy, without -wal and -shm beside it)",
-            Some(26) => " is not a database (give the stream another `path`)",
-            _ => "",
-        };
-        error.context(format!("stream database {}{remedy}", self.path.display()))
     }
 
     async fn hold(self: &Arc<Self>, instance: &str) -> Result<()> {

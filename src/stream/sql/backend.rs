@@ -40,8 +40,7 @@ impl<D: Database> Backend for SqlBackend<D> {
     }
 
     async fn reader(&self, spec: ReaderSpec) -> Result<Arc<dyn Reader>> {
-        let held = self.stream.db.hold(tend::instance_of(&spec.member)).await;
-        held.map_err(|error| self.stream.db.explain(error))?;
+        self.stream.db.hold(tend::instance_of(&spec.member)).await?;
         Ok(Arc::new(Member::open(self.stream.clone(), spec).await?))
     }
 

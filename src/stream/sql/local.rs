@@ -132,9 +132,12 @@ impl Local {
         }
     }
 
-    /// Forgets all chunks: the database is another one.
+    /// Forgets all chunks of earlier openings of the database.
     pub fn clear(&self, generation: u64) {
-        *lock(&self.cache) = Cache { generation, ..Cache::default() };
+        let mut cache = lock(&self.cache);
+        if cache.generation < generation {
+            *cache = Cache { generation, ..Cache::default() };
+        }
     }
 
     /// A transaction is committed.

@@ -1,5 +1,5 @@
 //! The model of a stream in a SQL database, written once: [`embedded`](super::embedded) keeps it
-//! in SQLite, `postgres` in PostgreSQL. This is no kind of its own: a kind
+//! in SQLite, [`postgres`](super::postgres) in PostgreSQL. This is no kind of its own: a kind
 //! brings a [`Database`], and what is particular to it stays with it.
 //!
 //! - [`schema`]: the tables: messages (a chunk of events a row), offsets, cursors, leases.
@@ -31,7 +31,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Error, Result, bail};
+use anyhow::{Result, bail};
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
@@ -244,9 +244,6 @@ pub(super) trait Database: Sized + Send + Sync + 'static {
     where
         T: Send + 'static,
         W: for<'t> Fn(&'t mut dyn Sql) -> BoxFuture<'t, Result<T>> + Send + Sync + 'static;
-
-    /// Says which database it was.
-    fn explain(&self, error: Error) -> Error;
 
     /// Marks an instance of this process as alive. Whatever an earlier process of that name left
     /// behind is free. Errs where another living process has the name.
