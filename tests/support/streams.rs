@@ -192,6 +192,13 @@ pub fn numbers(deliveries: &[Delivery]) -> Vec<u64> {
     deliveries.iter().map(|delivery| delivery.event.id.sequence()).collect()
 }
 
+/// [`numbers`], ascending.
+pub fn sorted(deliveries: &[Delivery]) -> Vec<u64> {
+    let mut numbers = numbers(deliveries);
+    numbers.sort_unstable();
+    numbers
+}
+
 /// What deliveries are known by.
 pub fn tickets(deliveries: &[Delivery]) -> Vec<Ticket> {
     deliveries.iter().map(|delivery| delivery.ticket).collect()
