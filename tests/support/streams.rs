@@ -229,7 +229,7 @@ pub async fn nothing(reader: &Arc<dyn Reader>) {
 }
 
 /// Waits until `holds`.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !holds().await {
         assert!(start.elapsed() < PATIENCE, "it never came true that {what}");
