@@ -70,6 +70,7 @@ fn a_plug_in_knows_no_other_plug_in() {
         ("source", "publisher"),
         ("source", "tail"),
         ("stream", "embedded"),
+        ("stream", "postgres"),
         ("sink", "sqlite"),
         ("sink", "file"),
         ("sink", "console"),

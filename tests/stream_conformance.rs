@@ -726,3 +726,4 @@ macro_rules! all {
 }
 
 all!(embedded, super::Place::embedded());
+all!(postgres, super::Place::postgres());

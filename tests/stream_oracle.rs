@@ -60,10 +60,10 @@ struct World {
 }
 
 impl World {
-    async fn new(seed: u64) -> Self {
+    async fn new(at: Place, seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let shards = rng.u32(1..=3);
-        let at = Place::embedded().groups(&GROUPS).with(|spec| spec.shards = shards);
+        let at = at.groups(&GROUPS).with(|spec| spec.shards = shards);
         let at = at.lease(Duration::from_secs(3600));
         let backend = at.open().await;
         let writer = backend.writer().await.unwrap();
@@ -348,14 +348,13 @@ async fn join(
     backend.reader(ReaderSpec { group, member }).await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_happens_at_random_is_what_the_model_says() {
+async fn run(place: impl Fn() -> Place) {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let runs = number("RUNS").unwrap_or(12);
     for _ in 0..runs {
         let seed = number("SEED").unwrap_or_else(|| fastrand::u64(..));
         println!("SEED={seed}");
-        let mut world = World::new(seed).await;
+        let mut world = World::new(place(), seed).await;
         for _ in 0..STEPS {
             world.step().await;
         }
@@ -363,3 +362,16 @@ async fn what_happens_at_random_is_what_the_model_says() {
         world.finish().await;
     }
 }
+
+/// The test for one backend.
+macro_rules! what_happens_at_random_is_what_the_model_says {
+    ($backend:ident, $place:expr) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $backend() {
+            run(|| $place).await;
+        }
+    };
+}
+
+what_happens_at_random_is_what_the_model_says!(embedded, Place::embedded());
+what_happens_at_random_is_what_the_model_says!(postgres, Place::postgres());

@@ -16,6 +16,10 @@ use aqueduct::stream::{
 };
 use tempfile::TempDir;
 
+#[path = "servers.rs"]
+pub mod servers;
+use servers::Postgres;
+
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a test looks on where nothing must happen.
@@ -50,6 +54,19 @@ impl Place {
         let mut values = Values::default();
         values.set("path", Value::Str(path));
         Self::new("embedded", values, folder)
+    }
+
+    /// A place in a database of its own, in a server that the tests of this process share.
+    pub fn postgres() -> Self {
+        Self::postgres_at(&Postgres::shared().database())
+    }
+
+    /// A place in this database.
+    pub fn postgres_at(url: &str) -> Self {
+        let mut values = Values::default();
+        values.set("url", Value::Str(url.to_owned()));
+        values.set("schema", Value::Str("aqueduct".to_owned()));
+        Self::new("postgres", values, tempfile::tempdir().unwrap())
     }
 
     fn new(kind: &str, values: Values, folder: TempDir) -> Self {
