@@ -13,15 +13,13 @@ use std::time::{Duration, Instant};
 
 use aqueduct::spec::Site;
 use aqueduct::stream::{Appended, Backend, ReaderSpec};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use streams::servers::Postgres;
 use streams::*;
 
 /// Tells a child process of the tests which role it plays, and where.
 const ROLE: &str = "AQUEDUCT_TEST_ROLE";
 const URL: &str = "AQUEDUCT_TEST_URL";
-
-/// Of two that wait for each other, it is the stream that gives way.
-const PATIENT: &str = "SET deadlock_timeout = '20s'";
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -36,6 +34,22 @@ fn database(at: &Place) -> String {
 /// What `psql` answers in the place's database, in the shared server.
 fn psql(at: &Place, sql: &str) -> String {
     Postgres::shared().psql(&database(at), sql)
+}
+
+/// Runs statements until they do not wait for a transaction that waits for them.
+async fn insist(at: &Place, statements: &str) {
+    until("it was let through", async || {
+        let mut conn = PgConnection::connect(&url(at)).await.unwrap();
+        let statements = AssertSqlSafe(statements.to_owned());
+        match sqlx::raw_sql(statements).execute(&mut conn).await {
+            Err(error) => {
+                assert!(error.to_string().contains("deadlock"), "{error}");
+                false
+            }
+            Ok(_) => true,
+        }
+    })
+    .await;
 }
 
 /// The same stream, with connections of its own, as another process would have them.
@@ -265,7 +279,7 @@ async fn a_dropped_database_is_filled_again() {
     work.is_told(1).await;
     work.sends(500).await;
     // The tables alone, and the connections stay.
-    psql(&work.at, &format!("{PATIENT}; DROP SCHEMA aqueduct CASCADE"));
+    insist(&work.at, "DROP SCHEMA aqueduct CASCADE").await;
     work.is_told(2).await;
     work.sends(500).await;
     work.finish().await;
@@ -285,22 +299,22 @@ const TABLES: [&str; 10] = [
 ];
 
 /// Copies all tables from one schema to another, at one moment.
-fn copy_tables(at: &Place, prepare: &str, each: &str) {
+async fn copy_tables(at: &Place, prepare: &str, each: &str) {
     let tables: Vec<String> = TABLES.iter().map(|table| each.replace('$', table)).collect();
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
-    psql(at, &format!("{PATIENT}; {begin}; {prepare}; {}; COMMIT", tables.join("; ")));
+    insist(at, &format!("{begin}; {prepare}; {}; COMMIT", tables.join("; "))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_are_set_back_while_connections_stay() {
     let work = Work::start(Place::postgres().lease(LONG)).await;
     work.sends(1000).await;
-    copy_tables(&work.at, "CREATE SCHEMA copy", "CREATE TABLE copy.$ AS TABLE aqueduct.$");
+    copy_tables(&work.at, "CREATE SCHEMA copy", "CREATE TABLE copy.$ AS TABLE aqueduct.$").await;
     tokio::time::sleep(Duration::from_millis(2500)).await;
     for times in [1, 2] {
         let all: Vec<String> = TABLES.iter().map(|table| format!("aqueduct.{table}")).collect();
         let empty = format!("TRUNCATE {}", all.join(", "));
-        copy_tables(&work.at, &empty, "INSERT INTO aqueduct.$ SELECT * FROM copy.$");
+        copy_tables(&work.at, &empty, "INSERT INTO aqueduct.$ SELECT * FROM copy.$").await;
         work.is_told(times).await;
         work.sends(1000).await;
         tokio::time::sleep(Duration::from_millis(2500)).await;
