@@ -757,3 +757,4 @@ conforms!(
         peek_shows_the_newest_and_touches_nothing,
     ]
 );
+all!(postgres, super::Place::postgres());

@@ -385,3 +385,4 @@ macro_rules! what_happens_at_random_is_what_the_model_says {
 what_happens_at_random_is_what_the_model_says!(embedded, Place::embedded());
 what_happens_at_random_is_what_the_model_says!(redis, Place::redis());
 what_happens_at_random_is_what_the_model_says!(redis_cluster, Place::redis_cluster());
+what_happens_at_random_is_what_the_model_says!(postgres, Place::postgres());

@@ -2,8 +2,9 @@
 
 #![allow(dead_code)] // Every test file uses another part of it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use tempfile::TempDir;
 
 #[path = "servers.rs"]
 pub mod servers;
-use servers::{Redis, RedisCluster};
+use servers::{Postgres, Redis, RedisCluster};
 
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,6 +78,19 @@ impl Place {
         values.set("key", Value::Str(format!("s{number}")));
         values.set("field", Value::Str("body".into()));
         Self::new("redis", values, tempfile::tempdir().unwrap())
+    }
+
+    /// A place in a database of its own, in a server that the tests of this process share.
+    pub fn postgres() -> Self {
+        Self::postgres_at(&Postgres::shared().database())
+    }
+
+    /// A place in this database.
+    pub fn postgres_at(url: &str) -> Self {
+        let mut values = Values::default();
+        values.set("url", Value::Str(url.to_owned()));
+        values.set("schema", Value::Str("aqueduct".to_owned()));
+        Self::new("postgres", values, tempfile::tempdir().unwrap())
     }
 
     fn new(kind: &str, values: Values, folder: TempDir) -> Self {
@@ -246,4 +260,71 @@ pub async fn group_status(backend: &Arc<dyn Backend>, name: &str) -> GroupStatus
 /// Events that the stream holds.
 pub async fn length(backend: &Arc<dyn Backend>) -> u64 {
     backend.status().await.unwrap().length.unwrap()
+}
+
+/// A source that goes where the stream says, until it has sent the events from `first` to `end`
+/// (which may be set while it runs).
+pub async fn source_of(
+    backend: Arc<dyn Backend>,
+    slot: &str,
+    first: u64,
+    end: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
+    rewound: Arc<AtomicU64>,
+) {
+    let mut writer = backend.writer().await.unwrap();
+    let mut at = None;
+    while at < Some(end.load(Ordering::SeqCst)) {
+        let start = at.unwrap_or(first);
+        let to = (start + 50).min(end.load(Ordering::SeqCst));
+        match writer.append(&[moving(slot, at, Some(to), events(start..to))]).await {
+            Ok(answers) if answers == [Appended::Durable] => {
+                at = Some(to);
+                sent.store(to, Ordering::SeqCst);
+            }
+            // Half a copy can be read as anything; the source tries again.
+            answers => {
+                let mut told = false;
+                match answers {
+                    Ok(answers) => {
+                        assert_eq!(answers, [Appended::Rewound]);
+                        told = true;
+                    }
+                    Err(error) => println!("{slot}: {error:#}"),
+                }
+                if let Ok(slots) = writer.slots("test").await {
+                    let found = slots.into_iter().find(|(name, _)| name == slot);
+                    let found = found.map(|(_, position)| position.order);
+                    told |= found < at;
+                    at = found;
+                }
+                rewound.fetch_add(told.into(), Ordering::SeqCst);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A member that gathers what comes until told to stop. After an error it begins a new life, as a
+/// member's actor does.
+pub async fn gather(
+    at: Arc<Place>,
+    backend: Arc<dyn Backend>,
+    stop: Arc<AtomicBool>,
+) -> BTreeSet<u64> {
+    let number = at.members.fetch_add(1, Ordering::Relaxed);
+    let spec = ReaderSpec { group: at.spec.groups[0].clone(), member: format!("here/g/{number}") };
+    let mut seen = BTreeSet::new();
+    while !stop.load(Ordering::SeqCst) {
+        let Ok(reader) = backend.reader(spec.clone()).await else { continue };
+        while !stop.load(Ordering::SeqCst)
+            && let Ok(taken) = reader.fetch(30, BYTES, GLANCE / 4).await
+        {
+            seen.extend(numbers(&taken));
+            if reader.ack(&tickets(&taken)).await.is_err() {
+                break;
+            }
+        }
+    }
+    seen
 }

@@ -121,7 +121,7 @@ impl<D: Database> Fetch<'_, D> {
         let (now, limit) = (self.tx.now_ms(), self.basket.order.events + 1);
         for row in self.tx.rows(FREE, args![self.group, now, limit]).await? {
             if self.basket.full() {
-                self.basket.taken.more = true;
+                self.leave();
                 return Ok(());
             }
             let (id, shard, last) = (row.int(0)?, row.small(1)?, row.uint(3)?);
@@ -130,12 +130,18 @@ impl<D: Database> Fetch<'_, D> {
             if run.next > last {
                 self.tx.run(TAKEN_OVER, args![id]).await?;
             } else {
-                self.basket.taken.more = true;
+                self.leave();
                 self.tx.run(TAKEN_OVER_UP_TO, args![run.next, id]).await?;
             }
             self.lease(shard, &run, counts).await?;
         }
         Ok(())
+    }
+
+    /// There is more for the next member, who may have found it locked.
+    fn leave(&mut self) {
+        self.basket.taken.more = true;
+        self.tx.outbox().wake(&self.stream.spec.name, Some(&self.basket.order.group));
     }
 
     /// Takes new events, from each shard in turn.

@@ -153,9 +153,7 @@ impl<D: Database> Member<D> {
             .transact(Mode::Loose, move |tx, ids| {
                 let (member, order) = (member.clone(), order.clone());
                 Box::pin(async move {
-                    if member.0.is_to_be_seen() {
-                        member.0.see(tx, ids.group(&order.group)?).await?;
-                    }
+                    member.0.see_in_time(tx, ids.group(&order.group)?).await?;
                     let taken = fetch(tx, &ids, &member.0.stream, &order).await?;
                     Ok(Leased { member, taken })
                 })
@@ -201,6 +199,16 @@ impl<D: Database> Member<D> {
 impl<D: Database> Inner<D> {
     fn is_to_be_seen(&self) -> bool {
         lock(&self.seen).at.is_none_or(|at| at.elapsed() >= SEEN)
+    }
+
+    /// Says that the member is there, if it is time.
+    async fn see_in_time(&self, tx: &mut dyn Sql, group: i64) -> Result<()> {
+        if !self.is_to_be_seen() {
+            return Ok(());
+        }
+        // Whoever comes meanwhile need not.
+        lock(&self.seen).at = Some(Instant::now());
+        self.see(tx, group).await
     }
 
     /// Says that the member is there.
@@ -277,9 +285,7 @@ impl<D: Database> Reader for Member<D> {
         self.write(Mode::Loose, move |tx, group| {
             let (inner, ranges) = (inner.clone(), ranges.clone());
             Box::pin(async move {
-                if inner.is_to_be_seen() {
-                    inner.see(tx, group).await?;
-                }
+                inner.see_in_time(tx, group).await?;
                 let deadline = tx.now_ms() + inner.lease_ms;
                 let mut lost = Vec::new();
                 for range in &*ranges {
