@@ -71,6 +71,7 @@ fn a_plug_in_knows_no_other_plug_in() {
         ("source", "tail"),
         ("stream", "embedded"),
         ("stream", "redis"),
+        ("sink", "postgres"),
         ("sink", "sqlite"),
         ("sink", "file"),
         ("sink", "console"),

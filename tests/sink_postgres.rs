@@ -755,3 +755,79 @@ fn a_table_is_known_by_server_database_and_name() {
     assert!(!look.contains("hunter2"));
     assert_eq!((kind.writers)(&values(&[("connections", Value::Int(3))])), 3);
 }
+
+/// Not a test: how fast rows go in, beside `\copy` of the same rows in the same minutes. To be run
+/// with `--release`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn measured() {
+    const ROWS: usize = 1_000_000;
+    const BATCH: usize = 4_000;
+    let server = Postgres::shared();
+    let events: Vec<_> = (0..ROWS)
+        .map(|n| {
+            counted(
+                "measured",
+                n as u64,
+                format!("line {n:>10} of the file that everybody reads again, {n:08}"),
+            )
+        })
+        .collect();
+    let table =
+        "CREATE TABLE t (event_id uuid PRIMARY KEY, line text, source text, at timestamptz)";
+    let plain = "CREATE TABLE t (line text, source text, at timestamptz)";
+    for round in 0..3 {
+        let csv = tempfile::NamedTempFile::new().unwrap();
+        {
+            use std::io::Write as _;
+            let mut out = std::io::BufWriter::new(&csv);
+            for it in &events {
+                let body = std::str::from_utf8(&it.event.body).unwrap();
+                let id = it.event.id;
+                writeln!(out, "{id}\t{body}\tinput\t2023-11-14T22:13:20.000000Z").unwrap();
+            }
+        }
+        let name = server.database().rsplit_once('/').unwrap().1.to_owned();
+        server.psql(&name, table);
+        let start = Instant::now();
+        server.psql(&name, &format!("\\copy t FROM '{}'", csv.path().display()));
+        let floor = ROWS as f64 / start.elapsed().as_secs_f64();
+        println!("{round}: \\copy                  {floor:>9.0} rows/s");
+        for (what, table, writers) in
+            [("1 writer", table, 1), ("2 writers", table, 2), ("without ids", plain, 1)]
+        {
+            let directory = tempfile::tempdir().unwrap();
+            pg_sql(directory.path(), table).await;
+            let more =
+                [columns(&[("line", "@body", ""), ("source", "@source", ""), ("at", "@time", "")])];
+            let mut sinks = Vec::new();
+            for _ in 0..writers {
+                sinks.push(open("postgres", postgres(directory.path(), &more)).await.unwrap());
+            }
+            let next = std::sync::atomic::AtomicUsize::new(0);
+            let start = Instant::now();
+            let work = sinks.iter_mut().map(|sink| async {
+                loop {
+                    let at = next.fetch_add(BATCH, std::sync::atomic::Ordering::Relaxed);
+                    let Some(batch) = events.get(at..at + BATCH) else { return };
+                    assert_eq!(store(sink, batch).await.unwrap(), []);
+                }
+            });
+            futures_util::future::join_all(work).await;
+            let rate = ROWS as f64 / start.elapsed().as_secs_f64();
+            println!("{round}: {what:<22} {rate:>9.0} rows/s, {:.2} of \\copy", rate / floor);
+            let again = Instant::now();
+            for batch in events[..ROWS / 10].chunks(BATCH) {
+                assert_eq!(store(&mut sinks[0], batch).await.unwrap(), []);
+            }
+            let rate = ROWS as f64 / 10.0 / again.elapsed().as_secs_f64();
+            println!("{round}: {:<22} {rate:>9.0} rows/s", format!("{what}, again"));
+            let small = Instant::now();
+            for n in 0..50 {
+                let one = [counted("small", n, "one")];
+                assert_eq!(store(&mut sinks[0], &one).await.unwrap(), []);
+            }
+            println!("{round}: {:<22} {:?} each", "one event", small.elapsed() / 50);
+        }
+    }
+}

@@ -240,8 +240,9 @@ impl Subject {
     /// What has to be there before it is opened for the first time.
     pub async fn prepare(&self, directory: &Path) {
         match self.kind {
-            _ if self.before.is_empty() => {}
+            // Also where it is empty: this process is the one that has the server.
             "postgres" => pg_sql(directory, self.before).await,
+            _ if self.before.is_empty() => {}
             _ => sql(&directory.join("out.db"), self.before).await,
         }
     }

@@ -1,6 +1,8 @@
 //! PostgreSQL as the plug-ins use it: connections that are made soon or not at all, a server that
 //! hangs is noticed, and errors name the server and the way out.
 
+mod socket;
+
 use std::future::Future;
 use std::io::ErrorKind;
 use std::ops::{Deref, DerefMut};
@@ -80,7 +82,7 @@ impl Server {
 
     async fn try_connect(&self) -> sqlx::Result<Session> {
         let connect = async {
-            let mut connection = self.options.connect().await?;
+            let mut connection = socket::connect(&self.options).await?;
             let asked = sqlx::query_scalar(INTRODUCTION).persistent(false);
             let pid = asked.fetch_one(&mut connection).await?;
             Ok(Session { connection, pid, used: Instant::now() })
