@@ -19,9 +19,15 @@ use tempfile::TempDir;
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(30);
 
-/// A port that nobody listens on.
+/// A port that nobody listens on, and that the kernel gives to no connection: a server that was
+/// killed has to get it again.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    loop {
+        let port = fastrand::u16(10_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A process that ends when this one does, however that ends: a shell holds it, and the pipe that

@@ -192,6 +192,13 @@ pub fn numbers(deliveries: &[Delivery]) -> Vec<u64> {
     deliveries.iter().map(|delivery| delivery.event.id.sequence()).collect()
 }
 
+/// [`numbers`], ascending.
+pub fn sorted(deliveries: &[Delivery]) -> Vec<u64> {
+    let mut numbers = numbers(deliveries);
+    numbers.sort_unstable();
+    numbers
+}
+
 /// What deliveries are known by.
 pub fn tickets(deliveries: &[Delivery]) -> Vec<Ticket> {
     deliveries.iter().map(|delivery| delivery.ticket).collect()
@@ -222,7 +229,7 @@ pub async fn nothing(reader: &Arc<dyn Reader>) {
 }
 
 /// Waits until `holds`.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !holds().await {
         assert!(start.elapsed() < PATIENCE, "it never came true that {what}");

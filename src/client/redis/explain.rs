@@ -1,81 +1,77 @@
 //! What an error of Redis means to a user: one kind of message for each cause, with the address
 //! and the remedy, and without a secret.
 
+use std::fmt;
+
 use anyhow::Error;
 use redis::{ErrorKind, RedisError};
 
+/// An error as Redis or the way there gave it. Its text holds its cause's already.
+#[derive(Debug)]
+struct Cause(RedisError);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Cause {}
+
 /// The server's code of an error (`NOGROUP`, `MOVED`), where it is the server's.
 pub fn code(error: &Error) -> Option<&str> {
-    error.downcast_ref::<RedisError>().and_then(RedisError::code)
+    error.downcast_ref::<Cause>().and_then(|cause| cause.0.code())
 }
 
 /// Whether an error says that another node is to be asked.
 pub(super) fn is_elsewhere(error: &Error) -> bool {
-    match error.downcast_ref::<RedisError>() {
-        Some(error) => {
-            let elsewhere = ["MOVED", "ASK", "CLUSTERDOWN", "READONLY", "MASTERDOWN"];
-            error.is_unrecoverable_error()
-                || error.is_timeout()
-                || error.is_io_error()
-                || error.code().is_some_and(|code| elsewhere.contains(&code))
-        }
-        None => false,
-    }
+    let Some(Cause(error)) = error.downcast_ref() else { return false };
+    let elsewhere = ["MOVED", "ASK", "CLUSTERDOWN", "READONLY", "MASTERDOWN"];
+    error.is_unrecoverable_error()
+        || error.is_timeout()
+        || error.is_io_error()
+        || error.code().is_some_and(|code| elsewhere.contains(&code))
 }
 
 /// Says what `error` of the server at `address` means.
 pub(super) fn explain(error: RedisError, address: &str) -> Error {
     let message = match error.kind() {
-        ErrorKind::Io | ErrorKind::Parse => of_connection(&error),
+        ErrorKind::Io | ErrorKind::Parse => of_connection(&error, address.starts_with("rediss:")),
         ErrorKind::AuthenticationFailed => REFUSED,
         _ => of_code(error.code().unwrap_or_default(), error.detail().unwrap_or_default()),
     };
-    let message = message.replace("{}", address);
-    Error::new(error).context(message)
+    Error::new(Cause(error)).context(message.replace("{}", address))
 }
 
 const REFUSED: &str = "{} refuses the user or the password (correct them in `url`, as \
                        redis://USER:PASSWORD@HOST, or redis://:PASSWORD@HOST without a user)";
 
-fn of_connection(error: &RedisError) -> &'static str {
-    use std::io::ErrorKind as Io;
+fn of_connection(error: &RedisError, tls: bool) -> &'static str {
     let text = error.to_string();
-    let kind = source_kind(error);
-    if error.kind() == ErrorKind::Parse {
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if error.is_timeout() && tls {
+        "{} does not answer (it hangs, the way there is cut, or this port has no TLS: then use \
+         redis://)"
+    } else if error.is_timeout() {
+        "{} does not answer (it hangs, or the way there is cut)"
+    } else if error.kind() == ErrorKind::Parse {
         "{} does not speak the protocol of Redis (correct host and port in `url`; a port with TLS \
          wants rediss://)"
-    } else if text.contains("certificate") || text.contains("UnknownIssuer") {
+    } else if says(&["certificate", "UnknownIssuer"]) {
         "the certificate of {} is not trusted (have it signed by an authority that this machine \
          knows, or name a file of such in the environment variable SSL_CERT_FILE)"
-    } else if text.contains("InvalidContentType")
-        || text.contains("InvalidMessage")
-        || text.contains("corrupt message")
-    {
+    } else if says(&["InvalidContentType", "InvalidMessage", "corrupt message"]) {
         "{} does not speak TLS (use redis://, or its port with TLS)"
-    } else if text.contains("lookup address") || text.contains("No address found") {
+    } else if says(&["lookup address", "No address found"]) {
         "the host of {} is not known (correct it in `url`)"
+    } else if error.is_connection_refusal() {
+        "nothing listens at {} (start the server, or correct host and port in `url`)"
+    } else if says(&["unreachable", "No route"]) {
+        "there is no way to {} (correct the host in `url`, or the network)"
     } else {
-        match kind {
-            Some(Io::ConnectionRefused) => {
-                "nothing listens at {} (start the server, or correct host and port in `url`)"
-            }
-            Some(Io::TimedOut) | Some(Io::WouldBlock) => {
-                "{} does not answer (it hangs, or the way there is cut)"
-            }
-            Some(Io::HostUnreachable | Io::NetworkUnreachable) => {
-                "there is no way to {} (correct the host in `url`, or the network)"
-            }
-            _ => {
-                "the connection to {} broke (the server ended, or its port wants TLS, with \
-                 rediss:// in `url`)"
-            }
-        }
+        "the connection to {} broke (the server ended, or its port wants TLS, with rediss:// in \
+         `url`)"
     }
-}
-
-fn source_kind(error: &RedisError) -> Option<std::io::ErrorKind> {
-    let source = std::error::Error::source(error)?;
-    Some(source.downcast_ref::<std::io::Error>()?.kind())
 }
 
 fn of_code(code: &str, detail: &str) -> &'static str {
@@ -85,7 +81,7 @@ fn of_code(code: &str, detail: &str) -> &'static str {
             "{} wants a password (give it in `url`, as redis://:PASSWORD@HOST, or \
              redis://USER:PASSWORD@HOST)"
         }
-        "NOPERM" => {
+        _ if code == "NOPERM" || detail.contains("user executing the script") => {
             "{} forbids this user a command or a key (its ACL needs `+@read +@write +@scripting \
              +@stream` on the stream's keys, `~KEY*` and `~{KEY}*`)"
         }

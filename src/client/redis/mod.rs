@@ -11,8 +11,8 @@ use anyhow::{Context, Result, anyhow};
 use futures_util::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
-    IntoConnectionInfo, ProtocolVersion, RedisError, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    ProtocolVersion, RedisError, Value,
 };
 use tokio::sync::Mutex;
 
@@ -299,6 +299,5 @@ impl Node {
 
 /// An error of our own making, where a server answers what no server should.
 pub fn odd(what: &str) -> anyhow::Error {
-    let error = RedisError::from((ErrorKind::UnexpectedReturnType, "an answer of another form"));
-    anyhow::Error::new(error).context(format!("redis answers {what} in a form that is not known"))
+    anyhow!("redis answers {what} in a form that is not known (is it Redis 6.2 or newer?)")
 }

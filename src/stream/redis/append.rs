@@ -2,11 +2,15 @@
 //!
 //! On a single server one script does it, whatever the number of shards, with the checkpoint
 //! beside the first. In a Redis Cluster a script stays in one slot, so each shard has the
-//! checkpoint beside it: the others go first and the first shard last, which alone decides. A
-//! shard that is already past a step passes over its part; one that is within it (the source put
-//! its batches together anew) takes it, and the same event twice in the stream is one event to
-//! every sink. A source starts from the lowest. For that an event always has to go to the same
-//! shard, also one without a key.
+//! checkpoint beside it. The first shard alone decides: it is asked, then the others are written,
+//! then the first. A crash in between leaves some shards ahead; a source starts from the lowest,
+//! and a shard that is past a step passes over its part. One that is within it (the source put its
+//! batches together anew) takes it, and the same event twice in the stream is one event to every
+//! sink. For that an event always has to go to the same shard, also one without a key.
+//!
+//! Where the first shard is ahead (another came back older), a step is for the others only: it is
+//! answered as rewound, and the source comes from the lowest again until all are where the first
+//! is.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -107,23 +111,35 @@ impl StreamWriter {
         if letters.len() == call.appends.len() { Ok(letters) } else { Err(odd("an append")) }
     }
 
-    /// Everywhere but in the first shard; answers which appends met a shard that is behind.
+    /// Writes everywhere but in the first shard, where that one will have it. Answers for each
+    /// append whether it still may.
     async fn send_to_others(&mut self, call: &Call<'_>) -> Result<Vec<bool>> {
+        let first = self.send(&Call { mode: Mode::Dry, ..call.clone() }).await?;
+        let letters = call.appends.iter().zip(&first).filter(|(_, letter)| **letter != b'r');
+        let (appends, catch_up): (Vec<usize>, Vec<bool>) =
+            letters.map(|(index, letter)| (*index, *letter == b'p')).unzip();
+        let others =
+            Call { appends: &appends, catch_up: &catch_up, mode: Mode::Any, ..call.clone() };
         let mut cmds = Vec::new();
         for shard in 1..self.stream.shards.len() {
-            let others = Call { shards: Shards::One(shard), exact: false, ..call.clone() };
-            if others.has_work(shard) {
-                cmds.push((shard, others.build(&self.stream, &mut self.times)));
+            let other = Call { shards: Shards::One(shard), ..others.clone() };
+            if other.has_work(shard) {
+                cmds.push((shard, other.build(&self.stream, &mut self.times)));
             }
         }
         let stream = &self.stream;
         let answers = try_join_all(cmds.iter().map(|(shard, cmd)| async move {
             let key = &stream.shards[*shard].stream;
-            Ok::<_, anyhow::Error>(bytes(stream.redis.run_cmd(&SCRIPTS.append, key, cmd).await?))
+            anyhow::Ok(bytes(stream.redis.run_cmd(&SCRIPTS.append, key, cmd).await?))
         }))
         .await?;
-        let behind = |index| answers.iter().any(|letters| letters.get(index) == Some(&b'r'));
-        Ok((0..call.appends.len()).map(behind).collect())
+        let mut may: Vec<bool> = first.iter().map(|letter| *letter == b'd').collect();
+        for (at, may) in may.iter_mut().enumerate() {
+            let sent = appends.iter().position(|index| *index == call.appends[at]);
+            let behind = |sent| answers.iter().any(|letters| letters.get(sent) == Some(&b'r'));
+            *may &= sent.is_some_and(|sent| !behind(sent));
+        }
+        Ok(may)
     }
 }
 
@@ -159,16 +175,22 @@ impl Writer for StreamWriter {
         let spread = self.spread(appends);
         let mut into: Vec<usize> =
             (0..appends.len()).filter(|index| full[*index].is_none()).collect();
-        let several = self.stream.shards.len() > 1;
-        let shards =
-            if several && self.stream.redis.is_cluster() { Shards::One(0) } else { Shards::All };
-        if matches!(shards, Shards::One(_)) {
-            let call = Call { all: appends, spread: &spread, appends: &into, shards, exact: false };
-            let behind = self.send_to_others(&call).await?;
-            let mut behind = behind.iter();
-            into.retain(|_| behind.next() != Some(&true));
+        let cluster = self.stream.shards.len() > 1 && self.stream.redis.is_cluster();
+        let shards = if cluster { Shards::One(0) } else { Shards::All };
+        let call = Call {
+            all: appends,
+            spread: &spread,
+            appends: &into.clone(),
+            catch_up: &[],
+            shards,
+            mode: Mode::Exact,
+        };
+        if cluster {
+            let may = self.send_to_others(&call).await?;
+            let mut may = may.into_iter();
+            into.retain(|_| may.next() == Some(true));
         }
-        let call = Call { all: appends, spread: &spread, appends: &into, shards, exact: true };
+        let call = Call { appends: &into, ..call };
         let letters = if into.is_empty() { Vec::new() } else { self.send(&call).await? };
         let mut answers: Vec<Appended> =
             full.into_iter().map(|full| full.map_or(Appended::Rewound, Appended::Full)).collect();
@@ -217,8 +239,21 @@ struct Call<'a> {
     spread: &'a [Vec<u32>],
     /// Which appends it is for.
     appends: &'a [usize],
+    /// Which of them are only to catch up; none where it is empty.
+    catch_up: &'a [bool],
     shards: Shards,
-    exact: bool,
+    mode: Mode,
+}
+
+/// How steps are compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// With what is stored, exactly.
+    Exact,
+    /// The same, and nothing is written.
+    Dry,
+    /// With what may be past a step, or within it.
+    Any,
 }
 
 impl<'a> Call<'a> {
@@ -255,22 +290,30 @@ impl<'a> Call<'a> {
         keys.extend(checkpoints.iter().map(String::as_str));
         let (events, size) = self.size();
         let mut cmd = SCRIPTS.append.call_sized(&keys, 3 * events + 64, size + 4096);
-        cmd.arg(streams).arg(&*stream.format.field).arg(if self.exact { "exact" } else { "any" });
+        cmd.arg(streams).arg(&*stream.format.field).arg(match self.mode {
+            Mode::Exact => "exact",
+            Mode::Dry => "dry",
+            Mode::Any => "any",
+        });
         cmd.arg(stream.spec.groups.len());
         for group in &stream.spec.groups {
             cmd.arg(&*group.name);
         }
         cmd.arg(self.appends.len());
-        for index in self.appends {
+        for (at, index) in self.appends.iter().enumerate() {
             let append = &self.all[*index];
             cmd.arg(if append.moves.is_empty() { 0 } else { origins[&*append.origin] });
+            cmd.arg(u8::from(self.catch_up.get(at) == Some(&true)));
             cmd.arg(append.moves.len());
             for step in &append.moves {
                 cmd.arg(&step.slot);
                 put_position(step.from.as_ref(), &mut cmd);
                 put_position(step.to.as_ref(), &mut cmd);
             }
-            self.put_events(*index, stream, times, &mut cmd);
+            match self.mode {
+                Mode::Dry => cmd.arg(0),
+                _ => self.put_events(*index, stream, times, &mut cmd),
+            };
         }
         cmd
     }
@@ -285,7 +328,13 @@ impl<'a> Call<'a> {
     }
 
     /// Adds the events of an append as runs: of one shard, one source and one form.
-    fn put_events(&self, index: usize, stream: &Stream, times: &mut Times, cmd: &mut Cmd) {
+    fn put_events<'c>(
+        &self,
+        index: usize,
+        stream: &Stream,
+        times: &mut Times,
+        cmd: &'c mut Cmd,
+    ) -> &'c mut Cmd {
         let events = &self.all[index].events;
         let parts: Vec<(usize, Vec<&Event>)> = match (self.spread.get(index), self.shards) {
             (None, _) => vec![(1, events.iter().collect())],
@@ -324,5 +373,6 @@ impl<'a> Call<'a> {
                 }
             }
         }
+        cmd
     }
 }

@@ -1,7 +1,11 @@
 //! What a member has: events it has read ahead, and what it has handed out.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::held::Looked;
 
 use crate::event::{Delivery, Ticket};
 
@@ -97,28 +101,38 @@ impl Hand {
         !self.ahead.is_empty()
     }
 
-    /// Lets go of tickets. Answers which of them are certainly still this member's, and which
-    /// may be another's.
-    pub fn let_go(&mut self, tickets: &[Ticket]) -> (Vec<Ticket>, Vec<Ticket>) {
-        let lease = self.lease;
-        let sure = |held: Option<Held>| held.is_some_and(|held| held.since.elapsed() < lease / 2);
-        tickets.iter().partition(|ticket| sure(self.held.remove(*ticket)))
+    /// Of these, which are certainly still this member's, and which were handed out to it and may
+    /// be another's by now.
+    pub fn sort(&self, tickets: &[Ticket]) -> (Vec<Ticket>, Vec<Ticket>) {
+        let held = tickets.iter().filter_map(|ticket| Some((*ticket, self.held.get(ticket)?)));
+        let (sure, unsure): (Vec<_>, Vec<_>) =
+            held.partition(|(_, held)| held.since.elapsed() < self.lease / 2);
+        let tickets = |held: Vec<(Ticket, _)>| held.into_iter().map(|(ticket, _)| ticket).collect();
+        (tickets(sure), tickets(unsure))
     }
 
-    /// These were renewed, at the latest at `since`; of them these are not this member's, and
-    /// these were deleted. Answers which are lost.
-    pub fn renewed(
-        &mut self,
-        tickets: &[Ticket],
-        since: Instant,
-        lost: Vec<Ticket>,
-        deleted: &[Ticket],
-    ) -> Vec<Ticket> {
-        for ticket in deleted {
-            self.held.entry(*ticket).or_insert(Held { since, deleted: false }).deleted = true;
+    /// Whether this was handed out.
+    pub fn has(&self, ticket: &Ticket) -> bool {
+        self.held.contains_key(ticket)
+    }
+
+    /// Lets go of what is done with.
+    pub fn let_go(&mut self, tickets: &[Ticket]) {
+        for ticket in tickets {
+            self.held.remove(ticket);
+        }
+    }
+
+    /// These were asked to be renewed at `since`. Answers which are lost.
+    pub fn renewed(&mut self, tickets: &[Ticket], since: Instant, looked: Looked) -> Vec<Ticket> {
+        for ticket in &looked.deleted {
+            if let Some(held) = self.held.get_mut(ticket) {
+                held.deleted = true;
+            }
         }
         let is_deleted = |held: &Held| held.deleted;
-        let lost: Vec<Ticket> = lost
+        let lost: Vec<Ticket> = looked
+            .lost
             .into_iter()
             .filter(|ticket| !self.held.get(ticket).is_some_and(is_deleted))
             .collect();

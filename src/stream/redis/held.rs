@@ -12,7 +12,7 @@ use crate::event::Ticket;
 const AT_ONCE: usize = 2000;
 
 /// A member's name in its group.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Name {
     /// The group.
     pub group: String,

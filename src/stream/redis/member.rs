@@ -5,7 +5,7 @@
 //! there is handed back.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use anyhow::{Error, Result};
@@ -34,7 +34,8 @@ const AHEAD_MAX: Duration = Duration::from_millis(500);
 /// One member.
 pub(super) struct Member(Arc<Inner>);
 
-struct Inner {
+/// What the tasks of a member share.
+pub(super) struct Inner {
     stream: Arc<Stream>,
     group: GroupSpec,
     name: Name,
@@ -54,6 +55,8 @@ struct Inner {
     minded: AtomicBool,
     /// The member is gone: what is read now is handed back.
     closed: AtomicBool,
+    /// Held while something is handed back.
+    handing: tokio::sync::Mutex<()>,
 }
 
 /// When a member last looked for what others left.
@@ -67,8 +70,14 @@ impl Member {
     /// at once.
     pub async fn open(stream: Arc<Stream>, spec: ReaderSpec) -> Result<Self> {
         let name = Name { group: spec.group.name.to_string(), member: spec.member };
+        let known = stream.known.clone();
+        // What it had not handed out does not count as delivered: only it can tell which that is.
+        let before = lock(&known.members).get(&name).and_then(Weak::upgrade);
+        if let Some(before) = before {
+            before.close().await;
+        }
         held::forget(&stream, &name).await?;
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             lanes: lanes(&stream),
             hand: Mutex::new(Hand::new(spec.group.lease)),
             group: spec.group,
@@ -82,17 +91,19 @@ impl Member {
             waiting: AtomicUsize::new(0),
             minded: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-        })))
+            handing: tokio::sync::Mutex::default(),
+        });
+        lock(&known.members).insert(inner.name.clone(), Arc::downgrade(&inner));
+        Ok(Self(inner))
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
         let inner = self.0.clone();
-        inner.closed.store(true, Ordering::Release);
         // Without a runtime the process ends, and the lease runs out.
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move { inner.hand_back(Duration::ZERO).await });
+            runtime.spawn(async move { inner.close().await });
         }
     }
 }
@@ -143,7 +154,7 @@ impl Inner {
                 let inner = self.clone();
                 tokio::spawn(async move {
                     let lane = &inner.lanes[index];
-                    let since = std::time::Instant::now();
+                    let since = Instant::now();
                     let found = lane.read(&inner.stream, &inner.name, count, block).await;
                     inner.put(found, since);
                     lane.reading.store(false, Ordering::Release);
@@ -179,7 +190,7 @@ impl Inner {
         let inner = self.clone();
         tokio::spawn(async move {
             for lane in &inner.lanes {
-                let since = std::time::Instant::now();
+                let since = Instant::now();
                 let found = lane.left(&inner.stream, &inner.name, count, search).await;
                 if found.as_ref().is_ok_and(|found| found.more || !found.deliveries.is_empty()) {
                     // There may be more right now.
@@ -198,7 +209,7 @@ impl Inner {
     }
 
     /// Keeps what a read found. It was this member's at `since` at the latest.
-    fn put(self: &Arc<Self>, found: Result<Found>, since: std::time::Instant) {
+    fn put(self: &Arc<Self>, found: Result<Found>, since: Instant) {
         match found {
             Ok(found) => {
                 if found.shards > 0 {
@@ -245,8 +256,16 @@ impl Inner {
         });
     }
 
+    /// Hands back what is read ahead, now and later.
+    async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.rest().await;
+        self.hand_back(Duration::ZERO).await;
+    }
+
     /// Hands back what was read ahead at least this long ago.
     async fn hand_back(&self, age: Duration) {
+        let _one = self.handing.lock().await;
         let old = lock(&self.hand).give_up(age);
         if !old.is_empty()
             && let Err(error) = held::release(&self.stream, &self.name, &old).await
@@ -320,7 +339,7 @@ impl Reader for Member {
     }
 
     async fn ack(&self, tickets: &[Ticket]) -> Result<()> {
-        let (sure, unsure) = lock(&self.0.hand).let_go(tickets);
+        let (sure, unsure) = lock(&self.0.hand).sort(tickets);
         let Inner { stream, name, .. } = &*self.0;
         if !sure.is_empty() {
             held::ack(stream, name, &sure).await?;
@@ -328,21 +347,32 @@ impl Reader for Member {
         if !unsure.is_empty() {
             held::ack_own(stream, name, &unsure).await?;
         }
+        lock(&self.0.hand).let_go(tickets);
         Ok(())
     }
 
     async fn renew(&self, tickets: &[Ticket]) -> Result<Vec<Ticket>> {
-        let since = std::time::Instant::now();
-        let looked = held::renew(&self.0.stream, &self.0.name, tickets).await?;
-        Ok(lock(&self.0.hand).renewed(tickets, since, looked.lost, &looked.deleted))
+        let (held, mut lost): (Vec<Ticket>, Vec<Ticket>) = {
+            let hand = lock(&self.0.hand);
+            tickets.iter().partition(|ticket| hand.has(ticket))
+        };
+        let since = Instant::now();
+        let looked = held::renew(&self.0.stream, &self.0.name, &held).await?;
+        lost.extend(lock(&self.0.hand).renewed(&held, since, looked));
+        Ok(lost)
     }
 
     async fn charge(&self, ticket: Ticket) -> Result<Option<u32>> {
+        if !lock(&self.0.hand).has(&ticket) {
+            return Ok(None);
+        }
         held::charge(&self.0.stream, &self.0.name, ticket, "1").await
     }
 
     async fn refund(&self, ticket: Ticket) -> Result<()> {
-        held::charge(&self.0.stream, &self.0.name, ticket, "-1").await?;
+        if lock(&self.0.hand).has(&ticket) {
+            held::charge(&self.0.stream, &self.0.name, ticket, "-1").await?;
+        }
         Ok(())
     }
 
@@ -350,15 +380,23 @@ impl Reader for Member {
     /// process may be, too.
     async fn release(&self, tickets: &[Ticket]) -> Result<()> {
         self.0.rest().await;
-        let mut all = lock(&self.0.hand).give_up(Duration::ZERO);
+        let all = {
+            let mut hand = lock(&self.0.hand);
+            let held = tickets.iter().filter(|ticket| hand.has(ticket)).copied();
+            let held: Vec<Ticket> = held.collect();
+            [hand.give_up(Duration::ZERO), held].concat()
+        };
+        held::release(&self.0.stream, &self.0.name, &all).await?;
         lock(&self.0.hand).let_go(tickets);
-        all.extend_from_slice(tickets);
-        held::release(&self.0.stream, &self.0.name, &all).await
+        Ok(())
     }
 
     async fn bury(&self, delivery: &Delivery, reason: &str) -> Result<()> {
-        dead::bury(&self.0.stream, &self.0.group, &self.0.name, delivery, reason).await?;
-        lock(&self.0.hand).let_go(&[delivery.ticket]);
+        let Inner { stream, group, name, hand, .. } = &*self.0;
+        if lock(hand).has(&delivery.ticket) {
+            dead::bury(stream, group, name, delivery, reason).await?;
+            lock(hand).let_go(&[delivery.ticket]);
+        }
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! One open stream, and its groups.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -9,7 +9,9 @@ use redis::Value;
 use tokio::sync::Notify;
 
 use super::entry::Format;
+use super::held::Name;
 use super::keys::{self, Shard};
+use super::member::Inner;
 use crate::client::redis::{Redis, Script, address, code};
 use crate::stream::StreamSpec;
 
@@ -48,6 +50,8 @@ pub(super) struct Known {
     /// Groups that were there. Should one be missing later, the server has lost it, and with it
     /// which events came since: then `latest` does not count.
     groups: Mutex<HashSet<Arc<str>>>,
+    /// The members that this process has had, each in its last life.
+    pub members: Mutex<HashMap<Name, Weak<Inner>>>,
     /// When it was last tended, and when its consumers were looked at.
     pub tended: Mutex<Tended>,
 }

@@ -1,9 +1,13 @@
 -- Compare and append. KEYS: the stream's shards that are written, then checkpoints.
 -- ARGV: number of streams, field of a body, mode, the groups, the appends. An append has the
--- index of its checkpoint in KEYS (0: none), moves (slot, from, to; '' for none) and runs of
--- events. Answers a letter for each append: d(urable), r(ewound) or s(kipped: it was done before).
--- Nothing is written for an append that does not fit; nothing can fail once something is.
-local streams, field, exact = tonumber(ARGV[1]), ARGV[2], ARGV[3] == 'exact'
+-- index of its checkpoint in KEYS (0: none), 1 where it is only to catch up, moves (slot, from,
+-- to; '' for none) and runs of events.
+-- Modes: 'exact' (each step starts at what is stored), 'dry' (the same, but nothing is written),
+-- 'any' (a shard beside the one that decides: it may be past the step, or within it).
+-- Answers a letter for each append: d(urable), p(ast: what is stored is beyond where it starts) or
+-- r(ewound). Nothing is written for an append that does not fit; nothing can fail once something
+-- is.
+local streams, field, mode = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local at = 4
 local function next()
   local arg = ARGV[at]
@@ -35,27 +39,34 @@ local function before(one, other)
   return #one < #other or (#one == #other and one < other)
 end
 
--- 'do' it, 'skip' it as done, or 'no'.
-local function compare(stored, from, to)
-  if stored == from then return 'do' end
-  if exact then return 'no' end
-  if stored == to then return 'skip' end
-  if stored == '' or to == '' then return 'no' end
-  if not before(stored, to) then return 'skip' end
-  return before(from, stored) and 'do' or 'no'
+-- 'd' where the step is to be done, 'p' where it is past, 'r' where it starts beyond what is
+-- stored.
+local function compare(stored, from, to, catch_up)
+  if stored == from then return 'd' end
+  if stored == to then return 'p' end
+  if stored == '' or (from ~= '' and before(stored, from)) then return 'r' end
+  if to == '' then return 'r' end
+  local within = before(stored, to)
+  return within and mode == 'any' and not catch_up and 'd' or 'p'
 end
 
-local function decide(checkpoint, moves)
-  local verdict = #moves == 0 and 'do' or 'skip'
-  local now = {}
+-- Where slots will be, as far as a dry run has come.
+local dry = {}
+
+local function decide(checkpoint, moves, catch_up)
+  local verdict, now = #moves == 0 and 'd' or 'p', {}
   for _, move in ipairs(moves) do
-    local stored = now[move[1]] or redis.call('HGET', checkpoint, move[1]) or ''
-    local one = compare(stored, move[2], move[3])
-    if one == 'no' then return 'no' end
-    if one == 'do' then
-      verdict = 'do'
-      move.stored, now[move[1]] = stored, move[3]
+    local name = (checkpoint or '') .. ' ' .. move[1]
+    local stored = now[name] or dry[name] or redis.call('HGET', checkpoint, move[1]) or ''
+    local one = compare(stored, move[2], move[3], catch_up)
+    if one == 'r' or (one == 'p' and mode ~= 'any') then return one end
+    if one == 'd' then
+      verdict = 'd'
+      move.stored, now[name] = stored, move[3]
     end
+  end
+  if mode == 'dry' and verdict == 'd' then
+    for name, position in pairs(now) do dry[name] = position end
   end
   return verdict
 end
@@ -96,13 +107,13 @@ end
 
 local answers = {}
 for append = 1, tonumber(next()) do
-  local checkpoint, moves = KEYS[tonumber(next())], {}
+  local checkpoint, catch_up, moves = KEYS[tonumber(next())], next() == '1', {}
   for i = 1, tonumber(next()) do
     moves[i] = { next(), next(), next() }
   end
   local runs = tonumber(next())
-  local verdict = decide(checkpoint, moves)
-  if verdict == 'do' then
+  local verdict = decide(checkpoint, moves, catch_up)
+  if verdict == 'd' and mode ~= 'dry' then
     -- What could refuse the last write (a permission, memory) refuses this one, which changes
     -- nothing.
     for _, move in ipairs(moves) do
@@ -119,6 +130,6 @@ for append = 1, tonumber(next()) do
   else
     pass(runs)
   end
-  answers[append] = verdict == 'do' and 'd' or verdict == 'skip' and 's' or 'r'
+  answers[append] = verdict
 end
 return table.concat(answers)
