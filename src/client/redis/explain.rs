@@ -82,8 +82,8 @@ fn of_code(code: &str, detail: &str) -> &'static str {
              redis://USER:PASSWORD@HOST)"
         }
         _ if code == "NOPERM" || detail.contains("user executing the script") => {
-            "{} forbids this user a command or a key (its ACL needs `+@read +@write +@scripting \
-             +@stream` on the stream's keys, `~KEY*` and `~{KEY}*`)"
+            "{} forbids this user a command or a key (its ACL needs `+@read +@write +@scripting` for \
+             the keys `~KEY*` and `~{KEY}*`, and for a Redis Cluster `+cluster|slots`)"
         }
         "WRONGTYPE" => {
             "a key at {} holds something that is no stream of ours (give the stream another `key`, \

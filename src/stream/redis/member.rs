@@ -124,6 +124,16 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// Tells that a command has ended, however it did.
+struct Ended<'a>(&'a Inner, &'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.1.store(false, Ordering::Release);
+        self.0.changed.notify_waiters();
+    }
+}
+
 impl Inner {
     /// What is there, as far as it fits.
     fn take(self: &Arc<Self>, events: usize, bytes: usize) -> Vec<Delivery> {
@@ -154,11 +164,11 @@ impl Inner {
                 let inner = self.clone();
                 tokio::spawn(async move {
                     let lane = &inner.lanes[index];
+                    let ended = Ended(&inner, &lane.reading);
                     let since = Instant::now();
                     let found = lane.read(&inner.stream, &inner.name, count, block).await;
                     inner.put(found, since);
-                    lane.reading.store(false, Ordering::Release);
-                    inner.changed.notify_waiters();
+                    drop(ended);
                     inner.mind();
                 });
             }
@@ -189,6 +199,7 @@ impl Inner {
         let count = lock(&self.hand).count(events, bytes).min(1000);
         let inner = self.clone();
         tokio::spawn(async move {
+            let ended = Ended(&inner, &inner.looking);
             for lane in &inner.lanes {
                 let since = Instant::now();
                 let found = lane.left(&inner.stream, &inner.name, count, search).await;
@@ -198,8 +209,7 @@ impl Inner {
                 }
                 inner.put(found, since);
             }
-            inner.looking.store(false, Ordering::Release);
-            inner.changed.notify_waiters();
+            drop(ended);
             inner.mind();
         });
     }

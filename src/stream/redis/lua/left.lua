@@ -30,7 +30,13 @@ for i, key in ipairs(KEYS) do
     for n, one in ipairs(pending) do
       ids[n], known[one[1]] = one[1], one[4]
     end
-    take(redis.call('XCLAIM', key, group, me, 0, unpack(ids)), known)
+    local claimed = redis.call('XCLAIM', key, group, me, 0, unpack(ids))
+    take(claimed, known)
+    if #entries < #ids then
+      -- Before version 7, what was deleted from the stream stays in the pending list.
+      for _, entry in ipairs(entries) do known[entry[1]] = nil end
+      for id in pairs(known) do redis.call('XACK', key, group, id) end
+    end
   end
   if lease ~= '' and room > 0 then
     local claimed = redis.call('XAUTOCLAIM', key, group, me, lease, cursor, 'COUNT', room)
