@@ -133,7 +133,7 @@ impl Wire {
                 array::put(column, element, *oid, it, out)?
             }
             (Self::Date, _) => {
-                let days = as_text(column, value, |text| date_of(text))?;
+                let days = as_text(column, value, date_of)?;
                 out.extend((days - (EPOCH_US / DAY_US) as i32).to_be_bytes());
             }
             (Self::Time, _) => out.extend(as_text(column, value, time_of)?.to_be_bytes()),

@@ -185,7 +185,8 @@ impl Writer<'_> {
                     Ok(()) => self.run("COMMIT").await,
                     Err(fault) => Err(fault),
                 };
-                if stored.is_err() {
+                // After trouble the connection is not used again.
+                if !matches!(stored, Ok(()) | Err(Fault::Trouble(_))) {
                     self.run("ROLLBACK").await?;
                 }
                 stored
