@@ -35,7 +35,8 @@ url = "REDIS"
 from = "events"
 to = "db"
 members = 2
-lease = "1s"
+batch = BATCH
+lease = "500ms"
 
 [sink.db]
 kind = "postgres"
@@ -79,11 +80,14 @@ fn start(place: &Place, args: &[&str]) -> Running {
 fn of_all_events_only_the_poison_is_given_up() {
     let seed = seed();
     let kills = scale("AQUEDUCT_KILLS", 8);
-    let each = scale("AQUEDUCT_EVENTS", 40_000) / kills;
+    let each = scale("AQUEDUCT_EVENTS", 20_000) / kills;
     let total = each * kills;
     let (redis, postgres) = (Redis::start(), Postgres::shared());
     let url = postgres.database();
-    let topology = TOPOLOGY.replace("REDIS", &redis.url()).replace("POSTGRES", &url);
+    // After a death, all that was in hand is delivered one by one: the more, the longer it takes.
+    let batch = scale("AQUEDUCT_BATCH", 50).to_string();
+    let topology =
+        TOPOLOGY.replace("REDIS", &redis.url()).replace("POSTGRES", &url).replace("BATCH", &batch);
     let place = Place::new(&topology);
     let mut file = std::fs::File::create(place.path("in.log")).unwrap();
     let events = Events::draw(total);
