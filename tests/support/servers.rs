@@ -97,8 +97,11 @@ fn stat(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
+/// Whether a process still holds its files and ports: as long as one of its threads lives, also
+/// where its first is gone.
 fn is_running(pid: u32) -> bool {
-    stat(pid).is_some_and(|(state, _)| state != 'Z')
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads > 1 || stat(pid).is_some_and(|(state, _)| state != 'Z')
 }
 
 fn children_of(parent: u32) -> Vec<u32> {

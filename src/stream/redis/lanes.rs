@@ -2,7 +2,7 @@
 //! command reads several shards only where they are of one slot: so there is one lane for all
 //! shards of a single server, and one for each shard of a Redis Cluster.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -29,6 +29,8 @@ pub(super) struct Lane {
     connection: Mutex<Option<MultiplexedConnection>>,
     /// A read for new events is under way.
     pub reading: AtomicBool,
+    /// Shards that had events in the last read.
+    pub busy: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -46,8 +48,6 @@ pub(super) struct Found {
     pub deliveries: Vec<Delivery>,
     /// Events for another group.
     pub not_ours: Vec<Ticket>,
-    /// Shards that had something.
-    pub shards: usize,
     /// The search has not come to its end.
     pub more: bool,
 }
@@ -65,7 +65,13 @@ impl Lane {
     fn new(shards: Vec<usize>) -> Self {
         let cursors = vec!["0-0".to_owned(); shards.len()];
         let state = Mutex::new(State { names: Names::default(), cursors });
-        Self { shards, connection: Mutex::default(), reading: AtomicBool::new(false), state }
+        Self {
+            shards,
+            connection: Mutex::default(),
+            reading: AtomicBool::new(false),
+            busy: AtomicUsize::new(0),
+            state,
+        }
     }
 
     /// Claims the right to read; `false` where a read is under way.
@@ -103,11 +109,12 @@ impl Lane {
         };
         let streams = match answer {
             Value::Array(streams) => streams,
-            Value::Nil => return Ok(Found::default()),
+            Value::Nil => Vec::new(),
             _ => return Err(odd("XREADGROUP")),
         };
+        self.busy.store(streams.len(), Ordering::Relaxed);
         let mut state = self.state.lock().await;
-        let mut found = Found { shards: streams.len(), ..Found::default() };
+        let mut found = Found::default();
         for part in streams {
             let Value::Array(part) = part else { continue };
             let mut part = part.into_iter();

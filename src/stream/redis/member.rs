@@ -4,7 +4,7 @@
 //! got into the hand, so that a fetch that is given up loses nothing. What nobody fetches from
 //! there is handed back.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use anyhow::{Error, Result};
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::dead;
 use super::hand::Hand;
@@ -47,10 +47,6 @@ pub(super) struct Inner {
     /// Something was read, or a read ended.
     changed: Notify,
     failed: Mutex<Option<Error>>,
-    /// Shards or lanes that had events in the last read.
-    busy: AtomicUsize,
-    /// Fetches that wait.
-    waiting: AtomicUsize,
     /// Somebody sees to what is read ahead.
     minded: AtomicBool,
     /// The member is gone: what is read now is handed back.
@@ -87,8 +83,6 @@ impl Member {
             looking: AtomicBool::new(false),
             changed: Notify::new(),
             failed: Mutex::default(),
-            busy: AtomicUsize::new(1),
-            waiting: AtomicUsize::new(0),
             minded: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             handing: tokio::sync::Mutex::default(),
@@ -105,22 +99,6 @@ impl Drop for Member {
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move { inner.close().await });
         }
-    }
-}
-
-/// Counts a fetch that waits, however it ends.
-struct Waiting<'a>(&'a Inner);
-
-impl<'a> Waiting<'a> {
-    fn new(inner: &'a Inner) -> Self {
-        inner.waiting.fetch_add(1, Ordering::AcqRel);
-        Self(inner)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -157,8 +135,9 @@ impl Inner {
 
     /// Starts to read new events wherever nothing is being read.
     fn read(self: &Arc<Self>, events: usize, bytes: usize, block: Duration) {
-        let busy = self.busy.load(Ordering::Relaxed).max(1);
-        let count = lock(&self.hand).count(events, bytes).div_ceil(busy);
+        // The count is for each shard: those that had events will most likely have more.
+        let busy: usize = self.lanes.iter().map(|lane| lane.busy.load(Ordering::Relaxed)).sum();
+        let count = lock(&self.hand).count(events, bytes).div_ceil(busy.max(1));
         for index in 0..self.lanes.len() {
             if self.lanes[index].claim() {
                 let inner = self.clone();
@@ -175,8 +154,7 @@ impl Inner {
         }
     }
 
-    /// Starts to look for what others left behind, if it is time or `now` is; whether one is under
-    /// way.
+    /// Starts to look for what others left behind, if it is time or `now` is.
     fn look(self: &Arc<Self>, events: usize, bytes: usize, now: bool) {
         if !now && !self.is_look_due() {
             return;
@@ -222,9 +200,6 @@ impl Inner {
     fn put(self: &Arc<Self>, found: Result<Found>, since: Instant) {
         match found {
             Ok(found) => {
-                if found.shards > 0 {
-                    self.busy.store(found.shards, Ordering::Relaxed);
-                }
                 lock(&self.hand).put(found.deliveries, since);
                 if !found.not_ours.is_empty() {
                     let inner = self.clone();
@@ -290,7 +265,6 @@ impl Inner {
         bytes: usize,
         wait: Duration,
     ) -> Result<Vec<Delivery>> {
-        let _waiting = Waiting::new(self);
         let end = Instant::now() + wait.min(WAIT_MAX);
         let mut first = true;
         loop {
@@ -318,11 +292,11 @@ impl Inner {
             self.look(events, bytes, first && wait.is_zero());
             self.read(events, bytes, left);
             first = false;
-            let until = end.min(Instant::now() + LOOK).max(Instant::now());
+            let until = end.min(Instant::now() + LOOK);
             tokio::select! {
                 () = changed => {}
                 () = handed_back => self.look(events, bytes, true),
-                _ = timeout_at(until, std::future::pending::<()>()) => {}
+                () = sleep_until(until) => {}
             }
         }
     }
