@@ -26,8 +26,11 @@ const MEMBERS: usize = 3;
 /// How often a transaction is tried that falls victim to another, or finds the tables gone.
 const TRIES: u32 = 6;
 
+/// Databases by URL and schema.
+type Open = HashMap<(String, String), Weak<Db>>;
+
 /// The databases that this process has open, so that all who use one share its connections.
-static OPEN: LazyLock<Mutex<HashMap<(String, String), Weak<Db>>>> = LazyLock::new(Mutex::default);
+static OPEN: LazyLock<Mutex<Open>> = LazyLock::new(Mutex::default);
 
 /// One database and schema.
 pub(super) struct Db {
