@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long a server may take to start.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(180);
 
 /// A port that nobody listens on, and that the kernel gives to no connection: a server that was
 /// killed has to get it again.
