@@ -109,7 +109,7 @@ static REDIS: stream::Kind = stream::Kind {
     check: nothing,
     claims: |spec| {
         let key = spec.values.opt_str("key").unwrap_or(&spec.name);
-        Some(format!("the key `{key}` at {}", spec.values.str("url")))
+        Some(format!("the key `{key}` at {}", spec.values.list("url").join(", ")))
     },
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
