@@ -49,12 +49,11 @@ fn says(what: &str, topology: &str, component: &str, wanted: &[&str]) {
 }
 
 fn logged(what: &str, running: &Running, component: &str, wanted: &[&str]) {
-    let log = running.log();
-    let line = log
-        .lines()
-        .find(|line| line.contains(component) && wanted.iter().all(|part| line.contains(part)));
-    assert!(line.is_some(), "{what}: no line of the log says it:\n{log}");
-    assert!(!log.contains(SECRET), "{what}: a secret in {log}");
+    let says = |line: &str| line.contains(component) && wanted.iter().all(|it| line.contains(it));
+    eventually(&format!("{what}: a line of the log that says it"), || {
+        running.log().lines().any(says)
+    });
+    assert!(!running.log().contains(SECRET), "{what}: a secret in {}", running.log());
 }
 
 /// A sink that is meant to go wrong.
