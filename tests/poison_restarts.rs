@@ -86,10 +86,8 @@ fn of_all_events_only_the_poison_is_given_up() {
     let url = postgres.database();
     // After a death, all that was in hand is delivered one by one: the more, the longer it takes.
     let batch = scale("AQUEDUCT_BATCH", 50).to_string();
-    let topology = TOPOLOGY
-        .replace("REDIS", &redis.url())
-        .replace("POSTGRES", &url)
-        .replace("BATCH", &batch);
+    let topology =
+        TOPOLOGY.replace("REDIS", &redis.url()).replace("POSTGRES", &url).replace("BATCH", &batch);
     let place = Place::new(&topology);
     let mut file = std::fs::File::create(place.path("in.log")).unwrap();
     let events = Events::draw(total);
