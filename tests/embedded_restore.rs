@@ -187,6 +187,10 @@ macro_rules! restores {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() { super::running(super::Restore::$how).await; })*
         }
+        mod while_it_opens {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::while_it_opens(super::Restore::$how).await; })*
+        }
         mod while_it_is_down {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() { super::down(super::Restore::$how).await; })*
@@ -201,6 +205,50 @@ restores! {
     copied_in_place_and_the_log_removed_last: InPlaceLogLast,
     removed_and_copied: RemoveAndCopy,
     removed: Remove,
+}
+
+async fn while_it_opens(how: Restore) {
+    let at = Arc::new(Place::embedded());
+    let path = at.folder.path().join("streams.db");
+    let copy = at.folder.path().join("copy.db");
+    let step = |from: Option<u64>, to: u64| {
+        vec![moving("a", from, Some(to), events(from.unwrap_or(0)..to))]
+    };
+    let backend = at.open().await;
+    let mut writer = backend.writer().await.unwrap();
+    writer.append(&step(None, 10)).await.unwrap();
+    backup(&path, &copy).await;
+    writer.append(&step(Some(10), 20)).await.unwrap();
+    // Opened again while another program writes, so that it has to wait in the middle of it.
+    let url = format!("sqlite://{}", path.display());
+    let mut other = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("SELECT * FROM meta").fetch_all(&mut other).await.unwrap();
+    drop((writer, backend));
+    let alive = at.folder.path().join("streams.db.d/here.alive");
+    until("it is closed", async || !alive.exists()).await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let opening = tokio::spawn({
+        let at = at.clone();
+        // As the supervisor does; a file that vanishes meanwhile cannot be opened.
+        async move {
+            loop {
+                match (at.spec.kind.open)(at.spec.clone(), at.site()).await {
+                    Ok(backend) => return backend,
+                    Err(error) => println!("{error:#}"),
+                }
+            }
+        }
+    });
+    tokio::time::sleep(GLANCE).await;
+    how.run(&path, &copy);
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    let backend = opening.await.unwrap();
+    let mut writer = backend.writer().await.unwrap();
+    assert_eq!(writer.append(&step(Some(20), 30)).await.unwrap(), [Appended::Rewound]);
+    let stored = writer.slots("test").await.unwrap().first().map(|slot| slot.1.order);
+    assert_eq!(stored, (!matches!(how, Restore::Remove)).then_some(10));
+    assert_eq!(writer.append(&step(stored, 30)).await.unwrap(), [Appended::Durable]);
+    sound(&path).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

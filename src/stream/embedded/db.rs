@@ -27,6 +27,9 @@ const CHECKPOINT_BYTES: u64 = 8 * 1024 * 1024;
 /// What a transaction writes beside its events, about.
 const TRANSACTION_BYTES: u64 = 24 * 1024;
 
+/// How often in a row a database may be replaced while it is being opened.
+const OPENINGS_MAX: u32 = 5;
+
 /// The open files of this process, so that all who use one share its connections.
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Db>>>> = LazyLock::new(Mutex::default);
 
@@ -192,8 +195,15 @@ impl Db {
             }
         }
         // Where an attempt to open it failed, nothing is known of what was there before.
-        let replaced = way.replaced || (opened.files.is_none() && opened.generation > 0);
-        let files = self.connect(conn, &mut reader, replaced).await?;
+        let mut replaced = way.replaced || (opened.files.is_none() && opened.generation > 0);
+        let mut attempts = 1;
+        let files = loop {
+            if let Some(files) = self.connect(conn, &mut reader, replaced).await? {
+                break files;
+            }
+            anyhow::ensure!(attempts < OPENINGS_MAX, "it is replaced again and again");
+            (replaced, attempts) = (true, attempts + 1);
+        };
         self.directory.note_opened(&files)?;
         (conn.durable, conn.logged, conn.turns) = (None, 0, Some(self.directory.turns()?));
         *lock(&self.user) = Some(way.user);
@@ -204,10 +214,28 @@ impl Db {
         Ok(())
     }
 
-    /// Opens both connections; answers which files they have open.
-    async fn connect(&self, writer: &mut Conn, reader: &mut Conn, replaced: bool) -> Result<Files> {
+    /// Opens both connections; answers which files they have open, or nothing where these were
+    /// replaced meanwhile.
+    async fn connect(
+        &self,
+        writer: &mut Conn,
+        reader: &mut Conn,
+        replaced: bool,
+    ) -> Result<Option<Files>> {
         let before = Files::at(&self.path);
         let mut sql = connect_writer(&self.path).await?;
+        // Not after the reader: it would make a new log should this one just have been removed.
+        let files = Files::at(&self.path).opened_after(&before);
+        let other = connect_reader(&self.path).await;
+        if !files.stand(&self.path, &self.wal) {
+            // Whichever of the old and new files these have open: closed, they would write what
+            // they know of the one into the other.
+            std::mem::forget((sql, other));
+            let path = self.path.clone();
+            tokio::task::spawn_blocking(move || files.take_over(&path)).await??;
+            return Ok(None);
+        }
+        reader.sql = Some(other?);
         if replaced {
             // Of what a copy says that our members hold, they know nothing.
             let instances: Vec<String> = lock(&self.instances).keys().cloned().collect();
@@ -217,9 +245,8 @@ impl Db {
             }
             sql = tx.sql;
         }
-        reader.sql = Some(connect_reader(&self.path).await?);
         writer.sql = Some(sql);
-        Ok(Files::at(&self.path).opened_after(&before))
+        Ok(Some(files))
     }
 
     /// Copies the log into the database, and lets it start anew.

@@ -50,10 +50,14 @@ impl Files {
         self.db == other.db
     }
 
-    /// What was opened, where `before` stood just before: should the database have been replaced
-    /// in between, the next look tells.
+    /// What was opened, where `before` stood just before: should any of it have been replaced in
+    /// between, the next look tells.
     pub fn opened_after(self, before: &Self) -> Self {
-        Self { db: before.db.or(self.db), ..self }
+        Self {
+            db: before.db.or(self.db),
+            wal: before.wal.or(self.wal),
+            shm: before.shm.or(self.shm),
+        }
     }
 
     /// Removes the log that `self` wrote where the database is another one by now: read into that,
@@ -72,28 +76,39 @@ impl Files {
     }
 
     /// Makes what was put at `path` ready to be opened, while somebody still has `self` open.
-    ///
-    /// A copy written into the very file that SQLite holds open gets an inode of its own: only
-    /// then does SQLite see that its file has moved, and neither writes its old log into the copy
-    /// when it closes, nor shares its index with whoever opens it anew.
     fn make_way(&self, path: &Path) -> Result<()> {
         settle(path);
         let now = Self::at(path);
         if now.db.is_none() || now.db != self.db {
             return self.remove_stale_log(path);
         }
-        let copy = beside(path, "-restored");
-        fs::copy(path, &copy)
-            .and_then(|_| File::open(&copy)?.sync_all())
-            .and_then(|()| fs::rename(&copy, path))
-            .with_context(|| {
-                format!("failed to take over {}, which was restored in place", path.display())
-            })?;
         if now.shm.is_some() && now.shm == self.shm {
             remove(&beside(path, "-shm"))?;
         }
-        Ok(())
+        renew(path)
     }
+
+    /// Makes what was put at `path` ready to be opened, while somebody has either `self` open or
+    /// what was put there, or some of both.
+    pub fn take_over(&self, path: &Path) -> Result<()> {
+        settle(path);
+        self.remove_stale_log(path)?;
+        remove(&beside(path, "-shm"))?;
+        if id(path).is_some() { renew(path) } else { Ok(()) }
+    }
+}
+
+/// Gives a copy that was put into the very file that SQLite holds open an inode of its own: only
+/// then does SQLite see that its file has moved, and neither writes its old log into the copy when
+/// it closes, nor shares its index with whoever opens it anew.
+fn renew(path: &Path) -> Result<()> {
+    let copy = beside(path, "-restored");
+    fs::copy(path, &copy)
+        .and_then(|_| File::open(&copy)?.sync_all())
+        .and_then(|()| fs::rename(&copy, path))
+        .with_context(|| {
+            format!("failed to take over {}, which was restored in place", path.display())
+        })
 }
 
 /// The way to a database is free.
