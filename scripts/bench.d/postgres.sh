@@ -20,6 +20,5 @@ bench_postgres() {
         figures "$round" "$ours" "$floor" "\\\\copy" "$ours_peak"
         best=$(best "$best" "$ours")
     done
-    measure_ompgsql
-    compare "$best" "$ompgsql_rate" "$ompgsql_peak" "rsyslog, imfile → ompgsql, no broker between"
+    compare_ompgsql "$best"
 }

@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2154
 
 bench_redis() {
-    local round ours best=0 package=rsyslog-hiredis
+    local round ours best=0 package=rsyslog-hiredis queue=$rsyslog_queue
     start_redis
     cat > redis.toml <<TOML
 [runtime]

@@ -19,6 +19,5 @@ bench_whole() {
         figures "$round" "$ours" "$floor" "\\\\copy" "$ours_peak"
         best=$(best "$best" "$ours")
     done
-    measure_ompgsql
-    compare "$best" "$ompgsql_rate" "$ompgsql_peak" "rsyslog, imfile → ompgsql, no broker between"
+    compare_ompgsql "$best"
 }
