@@ -96,6 +96,37 @@ fn processes_that_share_a_group_are_killed_and_each_event_is_stored_once() {
 }
 
 #[test]
+fn a_queue_of_two_groups_is_found_before_anything_starts() {
+    let groups = r#"
+[group.second]
+from = "events"
+to = "db"
+queue = "events.writer.suspects"
+
+[group.third]
+from = "events"
+to = "db"
+queue = "events.dead"
+
+[group.fourth]
+from = "events"
+to = "db"
+"#;
+    let url = "amqp://guest:hunter2@nowhere:5673";
+    let place = Place::new(&format!("{}{groups}", topology(url, "quorum")));
+    let checked = place.done(&["check", "topology.toml"]);
+    assert_eq!(checked.status.code(), Some(2));
+    let said: Vec<&str> = checked.stderr.lines().collect();
+    let expected = [
+        "topology.toml:35:9: `group.second` and `group.writer` both take the queue \
+         `events.writer.suspects` at nowhere:5673 (one for each)",
+        "topology.toml:40:9: `group.third` and `group.writer` both take the queue `events.dead` \
+         at nowhere:5673 (one for each)",
+    ];
+    assert_eq!(said, expected);
+}
+
+#[test]
 fn a_refused_event_is_a_dead_letter_and_can_be_replayed() {
     for queue_type in ["quorum", "classic"] {
         let place = Place::new(&topology(&Rabbit::shared().vhost(), queue_type));

@@ -1,12 +1,11 @@
 //! What the stream's things are called at the broker.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use lapin::types::ShortString;
 
-use crate::stream::StreamSpec;
+use crate::stream::{Claim, StreamSpec};
 
 /// The names of one stream.
 #[derive(Debug)]
@@ -36,27 +35,17 @@ pub(super) struct GroupNames {
 }
 
 impl Names {
-    /// The names that `spec` asks for. Errs where one is too long, or where one queue is two
-    /// things at once.
+    /// The names that `spec` asks for. Errs where one is too long.
     pub fn new(spec: &StreamSpec) -> Result<Self> {
         let exchange = short(spec.values.opt_str("exchange").unwrap_or(&spec.name))?;
         let shards = spec.shards.max(1);
         let mut groups = Vec::with_capacity(spec.groups.len());
-        let mut taken: HashMap<ShortString, String> = HashMap::new();
-        let mut take = |name: &ShortString, whose: String| match taken.insert(name.clone(), whose) {
-            Some(first) => bail!("`{name}` is {first} already (a queue for each)"),
-            None => Ok(()),
-        };
         let mut dead = Vec::new();
         for group in &spec.groups {
             let own = format!("{}.{}", spec.name, group.name);
             let queue = group.values.opt_str("queue").unwrap_or(&own);
             let names = GroupNames::new(&group.name, queue, &group.dead, shards)?;
-            for name in names.queues.iter().chain([&names.suspects]) {
-                take(name, format!("a queue of group `{}`", group.name))?;
-            }
             if !dead.contains(&names.dead) {
-                take(&names.dead, "a queue of dead letters".to_owned())?;
                 dead.push(names.dead.clone());
             }
             groups.push(names);
@@ -65,6 +54,24 @@ impl Names {
             dead.push(short(&format!("{}.dead", spec.name))?);
         }
         Ok(Self { exchange, shards, groups, dead })
+    }
+
+    /// What nobody else may use at the broker at `place`: whoever shares a queue gets a part of
+    /// what is in it.
+    pub fn claims(&self, place: &str) -> Vec<Claim> {
+        let mut claims =
+            vec![Claim::stream(format!("the exchange `{}` at {place}", self.exchange))];
+        for group in &self.groups {
+            let mut claim = |queue: &ShortString, key, shared| {
+                let what = format!("the queue `{queue}` at {place}");
+                claims.push(Claim { what, group: Some((group.name.clone(), key)), shared });
+            };
+            for queue in group.queues.iter().chain([&group.suspects]) {
+                claim(queue, "queue", false);
+            }
+            claim(&group.dead, "dead", true);
+        }
+        claims
     }
 
     /// The queues of a group of the file.
