@@ -72,6 +72,7 @@ fn a_plug_in_knows_no_other_plug_in() {
         ("stream", "embedded"),
         ("sink", "postgres"),
         ("stream", "redis"),
+        ("stream", "rabbitmq"),
         ("stream", "postgres"),
         ("sink", "sqlite"),
         ("sink", "file"),

@@ -3,7 +3,7 @@
 #[path = "support/servers.rs"]
 mod servers;
 
-use servers::{Postgres, Redis, RedisCluster};
+use servers::{Postgres, Rabbit, Redis, RedisCluster};
 
 fn ask(url: &str, command: &[&str]) -> String {
     let client = redis::Client::open(url).unwrap();
@@ -51,4 +51,27 @@ fn postgres_is_killed_and_comes_back() {
     assert_eq!(server.psql("postgres", "SELECT n FROM t"), "7");
     let (one, other) = (server.database(), server.database());
     assert_ne!(one, other);
+}
+
+#[tokio::test]
+async fn rabbitmq_is_killed_emptied_and_comes_back() {
+    let mut server = Rabbit::start();
+    let beside = Rabbit::start();
+    assert_ne!(server.url("v0"), beside.url("v0"));
+    let held = async |server: &Rabbit, passive| {
+        let properties = lapin::ConnectionProperties::default();
+        let connection = lapin::Connection::connect(&server.url("v0"), properties).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let options =
+            lapin::options::QueueDeclareOptions { passive, durable: true, ..Default::default() };
+        channel.queue_declare("q".into(), options, Default::default()).await.is_ok()
+    };
+    assert!(held(&server, false).await);
+    server.kill();
+    server.up();
+    assert!(held(&server, true).await);
+    server.wipe();
+    server.up();
+    assert!(!held(&server, true).await);
+    assert!(server.ctl(&["list_vhosts"]).contains("v1"));
 }

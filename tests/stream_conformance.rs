@@ -278,7 +278,7 @@ async fn a_member_that_starts_anew_gets_what_it_held_at_once(at: Place) {
     first.ack(&tickets(&held[..1])).await.unwrap();
     drop(first);
     let second = backend.reader(spec).await.unwrap();
-    let taken = second.fetch(10, BYTES, PATIENCE).await.unwrap();
+    let taken = take(&second, 3).await;
     assert_eq!(numbers(&taken), [1, 2, 3]);
     assert!(taken.iter().all(|delivery| delivery.deliveries == 2));
 }
@@ -757,3 +757,38 @@ conforms!(
     ]
 );
 all!(postgres, super::Place::postgres());
+
+/// The tests of a backend that keeps no history and shows nothing without handing it out.
+macro_rules! without_history {
+    ($backend:ident, $place:expr) => {
+        conforms!(
+            $backend,
+            $place,
+            [
+                events_come_back_in_order_with_all_they_carry,
+                an_append_whose_checkpoint_is_another_changes_nothing,
+                one_rewound_append_leaves_the_others_of_its_call,
+                of_racing_writers_exactly_one_moves_the_checkpoint,
+                every_group_has_every_event,
+                members_share_the_work_without_overlap,
+                what_a_silent_member_held_goes_to_another,
+                a_renewed_lease_is_kept,
+                a_part_that_is_not_renewed_is_not_kept,
+                a_stale_member_can_do_no_harm,
+                a_member_that_starts_anew_gets_what_it_held_at_once,
+                what_is_released_is_delivered_at_once_and_not_counted,
+                attempts_are_counted_across_deliveries_and_openings,
+                dead_letters_are_kept_by_event_and_group,
+                a_replayed_letter_goes_to_its_group_alone,
+                a_full_backlog_takes_no_more_until_the_slowest_group_caught_up,
+                a_key_keeps_to_its_shard,
+                a_fetch_waits_and_wakes,
+                a_fetch_that_is_given_up_loses_nothing,
+                opened_again_it_is_as_it_was,
+            ]
+        );
+    };
+}
+
+without_history!(rabbitmq_quorum, super::Place::rabbitmq("quorum"));
+without_history!(rabbitmq_classic, super::Place::rabbitmq("classic"));

@@ -6,6 +6,7 @@
 pub mod chunk;
 pub mod embedded;
 pub mod postgres;
+mod rabbitmq;
 mod redis;
 mod sql;
 
@@ -264,17 +265,35 @@ pub struct Kind {
     pub capabilities: Capabilities,
     /// Rules between its keys.
     pub check: fn(&Values) -> Vec<Complaint>,
-    /// What two streams must not share (a key, an exchange), if anything, as an error shows it.
-    pub claims: fn(&StreamSpec) -> Option<String>,
+    /// What it and its groups take for themselves.
+    pub claims: fn(&StreamSpec) -> Vec<Claim>,
     /// Opens it, and creates every group of the spec that it does not have.
     pub open: fn(StreamSpec, Site) -> Opening,
+}
+
+/// Something at a backend that no other stream or group must take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// What, as an error shows it: ``the queue `logs` at localhost:5672``.
+    pub what: String,
+    /// The group that takes it, and the key that says so; `None`: the stream itself does.
+    pub group: Option<(Arc<str>, &'static str)>,
+    /// Other groups of this stream may take it as well.
+    pub shared: bool,
+}
+
+impl Claim {
+    /// What the stream itself takes.
+    pub fn stream(what: String) -> Self {
+        Self { what, group: None, shared: false }
+    }
 }
 
 /// A stream on its way to being open.
 pub type Opening = BoxFuture<'static, Result<Arc<dyn Backend>>>;
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[&embedded::KIND, &redis::KIND, &postgres::KIND];
+pub static KINDS: &[&Kind] = &[&embedded::KIND, &redis::KIND, &rabbitmq::KIND, &postgres::KIND];
 
 /// The shard of an event with this key: XXH3 of its UTF-8 bytes, modulo the number of shards.
 pub fn shard_of(key: &str, shards: u32) -> u32 {

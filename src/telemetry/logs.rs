@@ -7,9 +7,13 @@ use tracing_subscriber::EnvFilter;
 /// Starts the log with `filter` (`"info"`, `"aqueduct=debug,info"`), which the caller has checked.
 /// A second call changes nothing: the first log goes on.
 pub fn start(filter: &str, json: bool) {
-    // The web server's own comings and goings are of interest only where they are asked for.
+    // The web server's own comings and goings are of interest only where they are asked for; what
+    // the client of RabbitMQ logs is in our errors as well, and it would log bodies of events.
     let plain = !filter.contains(['=', ',']);
-    let directives = if plain { format!("{filter},actix_server=warn") } else { filter.to_owned() };
+    let directives = match plain {
+        true => format!("{filter},actix_server=warn,lapin=off"),
+        false => filter.to_owned(),
+    };
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

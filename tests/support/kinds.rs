@@ -85,7 +85,7 @@ static EMBEDDED: stream::Kind = stream::Kind {
         ordered: true,
     },
     check: nothing,
-    claims: |_| None,
+    claims: |_| Vec::new(),
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
 
@@ -109,7 +109,8 @@ static REDIS: stream::Kind = stream::Kind {
     check: nothing,
     claims: |spec| {
         let key = spec.values.opt_str("key").unwrap_or(&spec.name);
-        Some(format!("the key `{key}` at {}", spec.values.list("url").join(", ")))
+        let servers = spec.values.list("url").join(", ");
+        vec![stream::Claim::stream(format!("the key `{key}` at {servers}"))]
     },
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
@@ -131,7 +132,19 @@ static RABBITMQ: stream::Kind = stream::Kind {
         ordered: false,
     },
     check: nothing,
-    claims: |_| None,
+    claims: |spec| {
+        let queue = |group: &stream::GroupSpec, key, name: &str, shared| stream::Claim {
+            what: format!("the queue `{name}`"),
+            group: Some((group.name.clone(), key)),
+            shared,
+        };
+        let claims = spec.groups.iter().flat_map(|group| {
+            let own = format!("{}.{}", spec.name, group.name);
+            let name = group.values.opt_str("queue").unwrap_or(&own);
+            [queue(group, "queue", name, false), queue(group, "dead", &group.dead, true)]
+        });
+        claims.collect()
+    },
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
 

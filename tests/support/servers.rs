@@ -38,9 +38,10 @@ struct Held {
 }
 
 impl Held {
-    /// Its folder, where the log is too, goes as well, if this process ends without a word.
+    /// It works in its own folder, where the log is too: nothing it writes is left beside the
+    /// sources. The folder goes as well, if this process ends without a word.
     fn start(command: &[String], log: &Path) -> Self {
-        let script = r#"log=$1; shift; "$@" >>"$log" 2>&1 & echo $!
+        let script = r#"log=$1; shift; cd "$(dirname "$log")"; "$@" >>"$log" 2>&1 & echo $!
             if read -r _; then exit; fi
             kill -9 $! 2>/dev/null; sleep 0.5; rm -rf "$(dirname "$log")""#;
         let mut shell = Command::new("sh")
@@ -413,4 +414,157 @@ fn id_of(which: &str) -> u32 {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// A `rabbitmq-server` with the user `guest`, several of which run beside each other.
+pub struct Rabbit {
+    /// Where it listens on 127.0.0.1.
+    pub port: u16,
+    /// Where its Erlang node listens: in place of a daemon that tells it.
+    node_port: u16,
+    folder: TempDir,
+    process: Option<Held>,
+    next: AtomicU32,
+}
+
+impl Rabbit {
+    /// Virtual hosts that one has, for as many tests.
+    const VHOSTS: u32 = 48;
+
+    /// A running one.
+    pub fn start() -> Self {
+        Self::start_with(2)
+    }
+
+    /// One that all tests of this process share, running until the process ends.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Rabbit> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start_with(Self::VHOSTS))
+    }
+
+    fn start_with(vhosts: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = Self {
+            port: free_port(),
+            node_port: free_port(),
+            folder,
+            process: None,
+            next: AtomicU32::new(0),
+        };
+        for name in ["data", "home", "log.d"] {
+            fs::create_dir(server.path(name)).unwrap();
+        }
+        let names: Vec<String> = (0..vhosts).map(|number| format!("v{number}")).collect();
+        let join =
+            |each: &dyn Fn(&String) -> String| names.iter().map(each).collect::<Vec<_>>().join(",");
+        let definitions = format!(
+            r#"{{"users":[{{"name":"guest","password":"guest","tags":"administrator"}}],
+                "vhosts":[{}],"permissions":[{}]}}"#,
+            join(&|name| format!(r#"{{"name":"{name}"}}"#)),
+            join(&|name| format!(
+                r#"{{"user":"guest","vhost":"{name}","configure":".*","write":".*","read":".*"}}"#
+            )),
+        );
+        fs::write(server.path("definitions.json"), definitions).unwrap();
+        let config = format!(
+            "listeners.tcp.local = 127.0.0.1:{}\nload_definitions = {}\n\
+             disk_free_limit.absolute = 1MB\n",
+            server.port,
+            server.path("definitions.json").display()
+        );
+        fs::write(server.path("rabbitmq.conf"), config).unwrap();
+        fs::write(server.path("enabled_plugins"), "[].").unwrap();
+        let cookie = server.path("home").join(".erlang.cookie");
+        fs::write(&cookie, "a test's own").unwrap();
+        fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400)).unwrap();
+        server.up();
+        server
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A virtual host that no other test uses: its URL.
+    pub fn vhost(&self) -> String {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        assert!(number < Self::VHOSTS, "more tests than virtual hosts");
+        self.url(&format!("v{number}"))
+    }
+
+    /// `amqp://guest:guest@127.0.0.1:PORT/VHOST`
+    pub fn url(&self, vhost: &str) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.port)
+    }
+
+    /// Starts it again, without waiting.
+    fn spawn(&mut self) {
+        let file = |name: &str| self.path(name).display().to_string();
+        let node = format!(
+            "-start_epmd false -erl_epmd_port {} +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
+            self.node_port
+        );
+        let settings = [
+            ("HOME", file("home")),
+            ("RABBITMQ_NODENAME", format!("aqueduct{}@localhost", self.port)),
+            ("RABBITMQ_DIST_PORT", self.node_port.to_string()),
+            ("RABBITMQ_MNESIA_BASE", file("data")),
+            ("RABBITMQ_LOG_BASE", file("log.d")),
+            ("RABBITMQ_LOGS", "-".to_owned()),
+            ("RABBITMQ_CONFIG_FILE", file("rabbitmq.conf")),
+            ("RABBITMQ_CONF_ENV_FILE", "/dev/null".to_owned()),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", file("enabled_plugins")),
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", node),
+        ];
+        let mut command = vec!["env".to_owned()];
+        command.extend(settings.map(|(name, value)| format!("{name}={value}")));
+        command.push("/usr/lib/rabbitmq/bin/rabbitmq-server".to_owned());
+        self.process = Some(Held::start(&command, &self.path("log")));
+    }
+
+    /// Starts it again. Returns when it takes connections.
+    pub fn up(&mut self) {
+        if self.process.is_some() {
+            return;
+        }
+        let log = self.path("log");
+        let before = fs::read(&log).unwrap_or_default().len();
+        self.spawn();
+        wait_for("rabbitmq-server", &log, || {
+            let text = fs::read(&log).unwrap_or_default();
+            String::from_utf8_lossy(&text[before..]).contains("Server startup complete")
+        });
+    }
+
+    /// `kill -9`. What it confirmed is on its disk.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// The process id of its Erlang machine, while it runs.
+    pub fn pid(&self) -> u32 {
+        let shell = self.process.as_ref().unwrap().pid;
+        children_of(shell).into_iter().next().unwrap_or(shell)
+    }
+
+    /// Kills it and removes all it had.
+    pub fn wipe(&mut self) {
+        self.kill();
+        empty(&self.path("data"));
+    }
+
+    /// What `rabbitmqctl` answers.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        let node = format!("-dist_listen false -erl_epmd_port {}", self.node_port);
+        let out = Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl")
+            .args(["--node", &format!("aqueduct{}@localhost", self.port), "--quiet"])
+            .args(args)
+            .current_dir(self.folder.path())
+            .env("HOME", self.path("home"))
+            .env("RABBITMQ_CTL_ERL_ARGS", node)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
 }

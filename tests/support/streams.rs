@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 #[path = "servers.rs"]
 pub mod servers;
-use servers::{Postgres, Redis, RedisCluster};
+use servers::{Postgres, Rabbit, Redis, RedisCluster};
 
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -91,6 +91,20 @@ impl Place {
         values.set("url", Value::Str(url.to_owned()));
         values.set("schema", Value::Str("aqueduct".to_owned()));
         Self::new("postgres", values, tempfile::tempdir().unwrap())
+    }
+
+    /// A place in a RabbitMQ server that the tests of this process share, with queues of this
+    /// type.
+    pub fn rabbitmq(queue_type: &str) -> Self {
+        Self::rabbitmq_at(&Rabbit::shared().vhost(), queue_type)
+    }
+
+    /// A place in the virtual host at this URL.
+    pub fn rabbitmq_at(url: &str, queue_type: &str) -> Self {
+        let mut values = Values::default();
+        values.set("url", Value::Str(url.into()));
+        values.set("queue_type", Value::Str(queue_type.into()));
+        Self::new("rabbitmq", values, tempfile::tempdir().unwrap())
     }
 
     fn new(kind: &str, values: Values, folder: TempDir) -> Self {

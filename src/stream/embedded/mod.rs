@@ -44,7 +44,7 @@ pub static KIND: Kind = Kind {
         ordered: false,
     },
     check: |_| Vec::new(),
-    claims: |_| None,
+    claims: |_| Vec::new(),
     open: |spec, site| Box::pin(open(spec, site)),
 };
 

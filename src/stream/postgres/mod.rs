@@ -58,7 +58,7 @@ pub static KIND: Kind = Kind {
         Ok(()) => Vec::new(),
         Err(error) => vec![Complaint { key: "schema", message: error.to_string() }],
     },
-    claims: |_| None,
+    claims: |_| Vec::new(),
     open: |spec, site| Box::pin(open(spec, site)),
 };
 

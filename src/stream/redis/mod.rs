@@ -36,7 +36,8 @@ use self::append::StreamWriter;
 use self::member::Member;
 use self::state::Stream;
 use super::{
-    Backend, Capabilities, DeadLetter, Kind, Reader, ReaderSpec, StreamSpec, StreamStatus, Writer,
+    Backend, Capabilities, Claim, DeadLetter, Kind, Reader, ReaderSpec, StreamSpec, StreamStatus,
+    Writer,
 };
 use crate::client::redis::address;
 use crate::event::{Event, EventId};
@@ -118,11 +119,11 @@ fn check(values: &Values) -> Vec<Complaint> {
     complaints
 }
 
-fn claims(spec: &StreamSpec) -> Option<String> {
+fn claims(spec: &StreamSpec) -> Vec<Claim> {
     let mut servers: Vec<String> =
         spec.values.list("url").iter().filter_map(|url| address(url)).collect();
     servers.sort_unstable();
-    Some(format!("key {} on {}", keys::base(spec), servers.join(", ")))
+    vec![Claim::stream(format!("key {} on {}", keys::base(spec), servers.join(", ")))]
 }
 
 async fn open(spec: StreamSpec, _site: Site) -> Result<Arc<dyn Backend>> {

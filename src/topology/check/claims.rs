@@ -1,6 +1,6 @@
 //! What no two components may share: names, ports, routes, counters, origins, tables and files.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use super::{Draft, Findings};
@@ -142,34 +142,74 @@ fn origins(draft: &Draft, findings: &mut Findings) {
     }
 }
 
+/// Who takes something.
+struct Taker<'a> {
+    room: Room,
+    name: &'a str,
+    /// The key that says so, where one does.
+    key: Option<&'static str>,
+    /// The stream whose other groups may take it as well.
+    shared: Option<&'a str>,
+}
+
+impl Taker<'_> {
+    fn path(&self) -> Vec<&str> {
+        [self.room.noun(), self.name].into_iter().chain(self.key).collect()
+    }
+}
+
 /// What the kinds say they take for themselves, and files that would feed themselves.
 pub(super) fn kinds(draft: &Draft, topology: &Topology, findings: &mut Findings) {
-    let mut taken: HashMap<(&str, String), (Room, String)> = HashMap::new();
-    let sound = |name: &str| draft.stream(name).is_some_and(|part| part.sound);
-    let streams = topology.streams.iter().filter(|stream| sound(&stream.name));
-    let streams = streams.filter_map(|stream| {
-        Some((stream.kind.name, (stream.kind.claims)(stream)?, Room::Stream, &stream.name))
-    });
-    let sound = |name: &str| draft.sink(name).is_some_and(|part| part.sound);
-    let sinks = topology.sinks.iter().filter(|sink| sound(&sink.name));
-    let sinks = sinks.filter_map(|sink| {
-        Some((sink.kind.name, (sink.kind.claims)(&sink.values)?, Room::Sink, &sink.name))
-    });
-    for (kind, claim, room, name) in streams.chain(sinks) {
-        if let Some((first_room, first)) = taken.get(&(kind, claim.clone())) {
-            let message = format!(
-                "`{}.{name}` and `{}.{first}` both take {} (one for each)",
-                room.noun(),
-                first_room.noun(),
-                shown(&claim)
-            );
-            findings.fault(&[room.noun(), name], message);
+    let mut taken: HashMap<(&str, String), Taker> = HashMap::new();
+    let mut faulty: HashSet<Vec<String>> = HashSet::new();
+    for (kind, what, taker) in takers(draft, topology) {
+        let Some(first) = taken.get(&(kind, what.clone())) else {
+            taken.insert((kind, what), taker);
+            continue;
+        };
+        let owned = |path: Vec<&str>| path.into_iter().map(str::to_owned).collect();
+        let shared = taker.shared.is_some() && taker.shared == first.shared;
+        // Of what comes with one key (a queue for each shard), one is said.
+        if shared || !faulty.insert(owned(taker.path())) {
             continue;
         }
-        taken.insert((kind, claim), (room, name.to_string()));
+        let message = format!(
+            "`{}.{}` and `{}.{}` both take {} (one for each)",
+            taker.room.noun(),
+            taker.name,
+            first.room.noun(),
+            first.name,
+            shown(&what)
+        );
+        findings.fault(&taker.path(), message);
     }
     files(topology, findings);
     circles(topology, findings);
+}
+
+/// What is taken, by components that could be read.
+fn takers<'a>(draft: &Draft, topology: &'a Topology) -> Vec<(&'static str, String, Taker<'a>)> {
+    let mut takers = Vec::new();
+    let sound = |name: &str| draft.stream(name).is_some_and(|part| part.sound);
+    for stream in topology.streams.iter().filter(|stream| sound(&stream.name)) {
+        for claim in (stream.kind.claims)(stream) {
+            let group = claim.group.as_ref().and_then(|(name, key)| {
+                let known = stream.groups.iter().find(|group| group.name == *name)?;
+                Some((Room::Group, &*known.name, Some(*key)))
+            });
+            let (room, name, key) = group.unwrap_or((Room::Stream, &stream.name, None));
+            let shared = claim.shared.then_some(&*stream.name);
+            takers.push((stream.kind.name, claim.what, Taker { room, name, key, shared }));
+        }
+    }
+    let sound = |name: &str| draft.sink(name).is_some_and(|part| part.sound);
+    for sink in topology.sinks.iter().filter(|sink| sound(&sink.name)) {
+        if let Some(what) = (sink.kind.claims)(&sink.values) {
+            let taker = Taker { room: Room::Sink, name: &sink.name, key: None, shared: None };
+            takers.push((sink.kind.name, what, taker));
+        }
+    }
+    takers
 }
 
 /// One file written by components of two kinds. Only databases can share one.
