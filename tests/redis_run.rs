@@ -131,3 +131,28 @@ fn a_cluster_whose_nodes_are_killed_loses_nothing() {
     place.run_until_idle();
     check(&place, rounds * each);
 }
+
+// An answered request is a promise, and the server may be set up to keep less.
+#[test]
+fn a_weaker_setting_under_an_http_source_is_told_at_the_start() {
+    let told = |options: &[&str], source: &str| {
+        let server = Redis::start_with(options);
+        let place = Place::new(&format!(
+            "[http]\nlisten = \"127.0.0.1:{{port}}\"\n[source.in]\n{source}\nto = \
+             \"events\"\n[stream.events]\nkind = \"redis\"\nurl = \"{}\"\n",
+            server.url()
+        ));
+        let running = place.start();
+        eventually("it is ready", || running.get("/readyz").0 == 200);
+        let log = running.log();
+        assert!(running.stop().success());
+        log.lines().find(|line| line.contains("may not mean durable")).map(str::to_owned)
+    };
+    let (post, file) = ("kind = \"http\"\npath = \"/in\"", "kind = \"tail\"\npath = \"in.txt\"");
+    let weak = told(&["--appendfsync", "everysec"], post).unwrap();
+    assert!(weak.contains("appendfsync everysec") && weak.contains("the last second"), "{weak}");
+    let none = told(&["--appendonly", "no"], post).unwrap();
+    assert!(none.contains("appendonly no"), "{none}");
+    assert_eq!(told(&["--appendfsync", "always"], post), None);
+    assert_eq!(told(&["--appendfsync", "everysec"], file), None);
+}

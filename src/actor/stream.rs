@@ -50,12 +50,16 @@ pub struct StreamActor {
     inbox: SharedInbox<Ask, Answer>,
     /// The open backend, for what need not wait for the writer.
     backend: Rc<RefCell<Option<Arc<dyn Backend>>>>,
+    /// Whether requests are answered by what it stores.
+    answers: bool,
 }
 
 impl StreamActor {
-    /// An actor for `spec` that has opened nothing yet.
-    pub fn new(spec: StreamSpec, shared: Shared, component: Arc<Component>) -> Self {
-        Self { spec, shared, component, inbox: Rc::new(Inbox::default()), backend: Rc::default() }
+    /// An actor for `spec` that has opened nothing yet. `answers`: requests are answered by what
+    /// it stores.
+    pub fn new(spec: StreamSpec, shared: Shared, component: Arc<Component>, answers: bool) -> Self {
+        let (inbox, backend) = (Rc::new(Inbox::default()), Rc::default());
+        Self { spec, shared, component, inbox, backend, answers }
     }
 
     fn opened(&self) -> Result<Arc<dyn Backend>, Down> {
@@ -75,6 +79,7 @@ impl Actor for StreamActor {
             component: self.component.clone(),
             inbox: self.inbox.clone(),
             backend: self.backend.clone(),
+            answers: self.answers,
         };
         keeper::live(ctx, &self.component, worker.work());
     }
@@ -140,6 +145,7 @@ struct Worker {
     component: Arc<Component>,
     inbox: SharedInbox<Ask, Answer>,
     backend: Rc<RefCell<Option<Arc<dyn Backend>>>>,
+    answers: bool,
 }
 
 impl Worker {
@@ -149,6 +155,11 @@ impl Worker {
             opened.inspect_err(|error| self.inbox.refuse_all(&format!("{error:#}").into()))?;
         self.backend.replace(Some(backend.clone()));
         self.component.up();
+        if self.answers
+            && let Some(weakness) = backend.weakness().await
+        {
+            tracing::warn!(stream = %self.spec.name, "accepted may not mean durable: {weakness}");
+        }
         let labels = ComponentLabels { component: self.component.to_string() };
         let sizes = self.shared.board.metrics.batch_events.get_or_create_owned(&labels);
         loop {

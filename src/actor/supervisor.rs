@@ -22,7 +22,7 @@ use crate::spec::Room;
 use crate::stream::StreamStatus;
 use crate::telemetry::board::{Component, LastError, State, Trouble};
 use crate::telemetry::metrics::GroupLabels;
-use crate::topology::Topology;
+use crate::topology::{Topology, needs_http};
 
 /// How long a stream may take to say how it is.
 const STATUS_WAIT: Duration = Duration::from_secs(2);
@@ -135,9 +135,11 @@ impl Supervisor {
             if used {
                 let component = self.component(Room::Stream, &spec.name, 1, spec.kind.name);
                 let (actor, shared) = (spec.clone(), self.shared.clone());
+                let mut writers = sources.iter().filter(|source| *source.to == *spec.name);
+                let answers = writers.any(|it| needs_http(it.kind, &it.values).is_some());
                 let kept = self.keep(&component, &exits, {
                     let component = component.clone();
-                    move || StreamActor::new(actor, shared, component)
+                    move || StreamActor::new(actor, shared, component, answers)
                 });
                 self.streams.insert(spec.name.to_string(), (kept, component));
             }

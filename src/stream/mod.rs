@@ -109,6 +109,11 @@ pub trait Backend: Send + Sync {
     async fn reader(&self, spec: ReaderSpec) -> Result<Arc<dyn Reader>>;
     /// What it holds, and how far its groups are. Also the proof that the backend is there.
     async fn status(&self) -> Result<StreamStatus>;
+    /// Where its own settings promise less than that what is appended stays: what may be lost,
+    /// and which setting would be right.
+    async fn weakness(&self) -> Option<String> {
+        None
+    }
     /// The newest `count` events, oldest first, touching nothing.
     async fn peek(&self, count: usize) -> Result<Vec<Event>>;
     /// Forgets a group and what it holds back. `false`: there is none of that name.

@@ -151,6 +151,10 @@ impl Backend for Backing {
         status::status(&self.stream).await
     }
 
+    async fn weakness(&self) -> Option<String> {
+        self.stream.weakness().await
+    }
+
     async fn peek(&self, count: usize) -> Result<Vec<Event>> {
         status::peek(&self.stream, count).await
     }

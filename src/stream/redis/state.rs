@@ -100,7 +100,6 @@ impl Stream {
         let (shards, format) = (keys::shards(&spec), Format::new(&spec, key));
         let stream = Self { redis, shards, format, known, spec };
         stream.create_groups(false).await?;
-        stream.tell_durability().await;
         Ok(stream)
     }
 
@@ -153,18 +152,33 @@ impl Stream {
         Ok(dropped)
     }
 
-    /// Says what "durable" means as the server is set up.
-    async fn tell_durability(&self) {
-        for setting in ["appendonly", "appendfsync"] {
-            let mut cmd = redis::cmd("CONFIG");
-            cmd.arg("GET").arg(setting);
-            // Not everybody may ask.
-            if let Ok(Value::Array(answer)) = self.redis.ask(&self.shards[0].stream, &cmd).await
-                && let Some(Value::BulkString(value)) = answer.get(1)
-            {
-                let value = String::from_utf8_lossy(value);
-                tracing::debug!(stream = %self.spec.name, "redis is set up with {setting} {value}");
-            }
+    /// What the server's settings promise less than that an entry stays. A server of several is
+    /// asked for all; nobody may be allowed to ask.
+    pub async fn weakness(&self) -> Option<String> {
+        let (appendonly, appendfsync) =
+            (self.setting("appendonly").await?, self.setting("appendfsync").await?);
+        let loses = match (&*appendonly, &*appendfsync) {
+            ("yes", "always") => return None,
+            ("yes", "everysec") => "the last second",
+            ("yes", _) => "what the kernel has not written",
+            _ => "everything since its last snapshot",
+        };
+        Some(format!(
+            "the Redis server has appendonly {appendonly}, appendfsync {appendfsync}: killed with \
+             its machine, it loses {loses}, though the requests were answered (set appendonly yes \
+             and appendfsync always)"
+        ))
+    }
+
+    async fn setting(&self, name: &str) -> Option<String> {
+        let mut cmd = redis::cmd("CONFIG");
+        cmd.arg("GET").arg(name);
+        match self.redis.ask(&self.shards.first()?.stream, &cmd).await {
+            Ok(Value::Array(answer)) => match answer.get(1) {
+                Some(Value::BulkString(value)) => Some(String::from_utf8_lossy(value).into()),
+                _ => None,
+            },
+            _ => None,
         }
     }
 }
