@@ -166,9 +166,6 @@ fn warn_of_what_is_not_there(topology: &Topology) {
     if topology.tracing.is_some() {
         eprintln!("warning: [tracing] is checked, but this version sends no spans");
     }
-    for query in &topology.queries {
-        eprintln!("warning: [query.{}] is checked, but this version serves no queries", query.name);
-    }
 }
 
 /// Says what runs and where to look, on standard error.

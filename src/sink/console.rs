@@ -24,6 +24,7 @@ pub static KIND: Kind = Kind {
     place: |_| "standard output".into(),
     look: |_| None,
     open: |_, _| Box::pin(async { Ok(Box::new(Console) as Box<dyn Sink>) }),
+    rows: None,
 };
 
 struct Console;

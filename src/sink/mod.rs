@@ -8,6 +8,7 @@ mod console;
 mod database;
 mod file;
 mod line;
+pub mod rows;
 mod sqlite;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
+use self::rows::OpenRows;
 use crate::event::{Delivery, Refusal};
 use crate::spec::{Complaint, Key, Site, Values};
 
@@ -71,6 +73,8 @@ pub struct Kind {
     pub look: fn(&Values) -> Option<String>,
     /// Opens it.
     pub open: fn(SinkSpec, Site) -> Opening,
+    /// Reads back what it stores, where it is a database.
+    pub rows: Option<OpenRows>,
 }
 
 /// A sink on its way to being open.

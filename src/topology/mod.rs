@@ -225,9 +225,9 @@ pub fn needs_http(kind: &'static source::Kind, values: &Values) -> Option<&'stat
     kind.keys.iter().find(reached).map(|key| key.name)
 }
 
-/// Whether a sink is a database, whose rows a query reads back: it writes a table.
+/// Whether a sink is a database, whose rows a query reads back.
 pub fn is_database(kind: &sink::Kind) -> bool {
-    kind.keys.iter().any(|key| key.name == "table")
+    kind.rows.is_some()
 }
 
 /// A path without what changes nothing (`./`, `//`).

@@ -5,6 +5,7 @@ mod guard;
 mod intake;
 mod openapi;
 mod problem;
+mod query;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use self::guard::Guard;
 use self::intake::Intake;
 use self::problem::Problem;
+use self::query::Queries;
 use crate::actor::message::Inspect;
 use crate::actor::supervisor::{Part, Supervisor};
 use crate::spec::Room;
@@ -52,6 +54,7 @@ struct Served {
     supervisor: Addr<Supervisor>,
     board: Arc<Board>,
     intake: Intake,
+    queries: Queries,
     /// Names of the components that requests need; none: whatever runs here.
     needed: Vec<String>,
 }
@@ -65,7 +68,9 @@ pub fn start(
     supervisor: &Addr<Supervisor>,
     board: &Arc<Board>,
 ) -> Result<Server> {
-    let intake = Intake::new(topology, Guard::new(http), |room, name| part.has(room, name));
+    let guard = Guard::new(http);
+    let queries = Queries::new(topology, guard.clone());
+    let intake = Intake::new(topology, guard, |room, name| part.has(room, name));
     let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
     let needed = sources.flat_map(|source| {
         let (own, to) = (Room::Source.noun(), Room::Stream.noun());
@@ -73,7 +78,7 @@ pub fn start(
     });
     let needed = needed.collect();
     let (supervisor, board) = (supervisor.clone(), board.clone());
-    let served = web::Data::new(Served { supervisor, board, intake, needed });
+    let served = web::Data::new(Served { supervisor, board, intake, queries, needed });
     let (tls, all) = (http.tls.as_ref(), http.admin.is_none());
     let mut handles = vec![listen(&http.listen, tls, Side { inside: all, intake: true }, &served)?];
     if let Some(admin) = &http.admin {
@@ -114,7 +119,7 @@ fn listen(
         };
         match side.intake {
             true => {
-                let api = openapi::describe(&served.intake, side.inside);
+                let api = openapi::describe(&served.intake, &served.queries, side.inside);
                 let api = move || std::future::ready(HttpResponse::Ok().json(api.clone()));
                 app.route("/openapi.json", web::get().to(api)).default_service(web::to(others))
             }
@@ -213,6 +218,9 @@ async fn others(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
+    if let Some(answer) = served.queries.answer(&request).await {
+        return answer;
+    }
     match served.intake.answer(&request, payload).await {
         Some(answer) => answer,
         None => Ok(nothing().await),

@@ -3,9 +3,11 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::intake::Intake;
+use super::query::Queries;
+use crate::sink::rows::ROWS_MAX;
 
 /// The description of what is served on the same address.
-pub fn describe(intake: &Intake, inside: bool) -> Json {
+pub fn describe(intake: &Intake, queries: &Queries, inside: bool) -> Json {
     let mut paths = Map::new();
     let mut sources: Vec<_> = intake.posts().collect();
     sources.sort_by_key(|(path, _)| *path);
@@ -18,6 +20,9 @@ pub fn describe(intake: &Intake, inside: bool) -> Json {
     for source in intake.triggers() {
         let path = format!("/publish/{}", source.name);
         paths.insert(path, json!({ "post": trigger(&source.name, false) }));
+    }
+    for query in queries.specs() {
+        paths.insert(query.path.clone(), json!({ "get": rows(&query.name, &query.sink) }));
     }
     for (path, summary, answers) in always(inside) {
         let answers = answers
@@ -145,16 +150,56 @@ fn trigger(source: &str, several: bool) -> Json {
     })
 }
 
-/// Every `POST` asks for a token, where one is set.
+fn rows(query: &str, sink: &str) -> Json {
+    let mut answers = problems(&[
+        ("400", "A column that there is not, or a limit out of bounds."),
+        ("429", "Too many requests are under way."),
+        ("503", "The database cannot answer now; Retry-After says when to ask again."),
+    ]);
+    let page = json!({
+        "type": "object",
+        "required": ["rows", "next", "cached"],
+        "properties": {
+            "rows": { "type": "array", "items": { "type": "object" } },
+            "next": { "type": ["string", "null"] },
+            "cached": { "type": "boolean" },
+        },
+    });
+    let found = json!({
+        "description": "Rows, newest first.",
+        "content": { "application/json": { "schema": page } },
+    });
+    answers.insert("200".into(), found);
+    answers.insert("304".into(), json!({ "description": "They are those of If-None-Match." }));
+    let parameter = |name: &str, about: String, schema: Json| json!({ "name": name, "in": "query", "description": about, "schema": schema });
+    json!({
+        "summary": format!("Rows of the sink `{sink}`."),
+        "operationId": format!("query_{query}"),
+        "description": "Any other parameter is a column, or a member of a JSON column (dotted for \
+                        nested ones), and the value it is to have.",
+        "parameters": [
+            parameter(
+                "limit",
+                "Rows in the page.".into(),
+                json!({ "type": "integer", "minimum": 1, "maximum": ROWS_MAX }),
+            ),
+            parameter("after", "`next` of the page before.".into(), json!({ "type": "string" })),
+        ],
+        "responses": answers,
+    })
+}
+
+/// Every request that makes or shows events asks for a token, where one is set.
 fn secure(api: &mut Json, intake: &Intake) {
     if !intake.guard().asks() {
         return;
     }
     let Some(paths) = api["paths"].as_object_mut() else { return };
-    for post in paths.values_mut().filter_map(|path| path.get_mut("post")) {
-        post["security"] = json!([{ "token": [] }]);
+    let operations = paths.values_mut().filter_map(Json::as_object_mut).flat_map(Map::values_mut);
+    for operation in operations.filter(|it| it.get("operationId").is_some()) {
+        operation["security"] = json!([{ "token": [] }]);
         let refused = problems(&[("401", "No token, or a wrong one.")]);
-        if let Some(answers) = post["responses"].as_object_mut() {
+        if let Some(answers) = operation["responses"].as_object_mut() {
             answers.extend(refused);
         }
     }

@@ -165,6 +165,7 @@ static SQLITE: sink::Kind = sink::Kind {
     place: table_of,
     look: |_| None,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
+    rows: Some(|_, _| unreachable!("only its keys are real")),
 };
 
 static POSTGRES: sink::Kind = sink::Kind {
@@ -182,6 +183,7 @@ static POSTGRES: sink::Kind = sink::Kind {
     place: |values| format!("table \"{}\"", values.str("table")),
     look: |_| None,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
+    rows: Some(|_, _| unreachable!("only its keys are real")),
 };
 
 static FILE: sink::Kind = sink::Kind {
@@ -194,6 +196,7 @@ static FILE: sink::Kind = sink::Kind {
     place: |values| values.str("path").to_owned(),
     look: |_| None,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
+    rows: None,
 };
 
 static CONSOLE: sink::Kind = sink::Kind {
@@ -209,4 +212,5 @@ static CONSOLE: sink::Kind = sink::Kind {
     place: |_| "standard output".to_owned(),
     look: |_| None,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
+    rows: None,
 };

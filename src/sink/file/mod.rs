@@ -47,6 +47,7 @@ pub static KIND: Kind = Kind {
     place: |values| values.str("path").into(),
     look: |values| Some(format!("tail -f {}", values.str("path"))),
     open,
+    rows: None,
 };
 
 static KEYS: &[Key] = &[

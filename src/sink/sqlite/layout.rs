@@ -7,6 +7,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
 use super::super::database::trouble;
+use crate::sink::columns::Type;
 
 /// A column of an existing table.
 #[derive(Clone, Debug)]
@@ -19,6 +20,18 @@ pub(super) struct Found {
     pub(super) needed: bool,
     /// It is computed, and cannot be written.
     pub(super) generated: bool,
+}
+
+impl Found {
+    /// Whether it is declared to hold JSON.
+    pub(super) fn is_json(&self) -> bool {
+        Type::parse(&self.declared) == Some(Type::Json)
+    }
+
+    /// Whether it is declared to hold truth values.
+    pub(super) fn is_bool(&self) -> bool {
+        Type::parse(&self.declared) == Some(Type::Bool)
+    }
 }
 
 /// An existing table.

@@ -2,6 +2,7 @@
 
 mod layout;
 mod plan;
+mod rows;
 mod write;
 
 use std::path::{Component, Path, PathBuf};
@@ -35,6 +36,7 @@ pub static KIND: Kind = Kind {
         Some(format!("sqlite3 {path} 'SELECT * FROM \"{table}\" ORDER BY rowid DESC LIMIT 5'"))
     },
     open,
+    rows: Some(rows::open),
 };
 
 static KEYS: &[Key] = &[
