@@ -10,6 +10,7 @@
 //!
 //! - [`event`]: what flows.
 //! - [`spec`]: how a kind declares its keys, and the checked values it gets.
+//! - [`client`]: how servers are reached that several plug-ins use.
 //! - [`source`], [`stream`], [`sink`]: the plug-ins, a file a kind.
 //! - [`topology`]: the file a user writes: read, checked, promised, drawn.
 //! - [`telemetry`]: what can be seen from outside.
@@ -20,6 +21,7 @@
 
 pub mod actor;
 pub mod cli;
+pub mod client;
 pub mod event;
 mod fault;
 pub mod sink;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[&[&str]] = &[
     &["event"],
     &["spec"],
+    &["client"],
     &["source"],
     &["stream", "sink"],
     &["topology"],
@@ -69,6 +70,9 @@ fn a_plug_in_knows_no_other_plug_in() {
         ("source", "publisher"),
         ("source", "tail"),
         ("stream", "embedded"),
+        ("sink", "postgres"),
+        ("stream", "redis"),
+        ("stream", "postgres"),
         ("sink", "sqlite"),
         ("sink", "file"),
         ("sink", "console"),

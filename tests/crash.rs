@@ -3,14 +3,15 @@
 //!
 //! `scripts/soak kill` runs the long form.
 
+#[path = "support/oracle.rs"]
+mod oracle;
 #[path = "support/process.rs"]
 mod process;
 
-use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use oracle::{Writer, check_lines};
 use process::{Place, eventually, lines, scale, seed};
 
 const TOPOLOGY: &str = r#"
@@ -72,32 +73,6 @@ kind = "file"
 path = "out.log"
 "#;
 
-/// Line `n`: its bytes can be told from its number alone.
-fn line(n: u64) -> String {
-    format!(
-        "line {n:08} {:016x} {}",
-        n.wrapping_mul(0x9e37_79b9_7f4a_7c15),
-        "x".repeat((n % 40) as usize)
-    )
-}
-
-struct Writer {
-    file: std::fs::File,
-    next: u64,
-}
-
-impl Writer {
-    fn write(&mut self, count: u64) {
-        let mut text = String::new();
-        for n in self.next..self.next + count {
-            text.push_str(&line(n));
-            text.push('\n');
-        }
-        self.next += count;
-        self.file.write_all(text.as_bytes()).unwrap();
-    }
-}
-
 /// A consistent copy of the embedded database, as a backup tool makes it.
 fn back_up(place: &Place) {
     let _ = std::fs::remove_file(place.path("older.db"));
@@ -134,8 +109,7 @@ fn nothing_is_lost_or_doubled_when_the_process_is_killed() {
         .replace("RATE", &(per_kill * 5 / 2).to_string())
         .replace("RETAIN", retain);
     let place = Place::new(&topology);
-    let file = std::fs::File::create(place.path("in.log")).unwrap();
-    let mut writer = Writer { file, next: 0 };
+    let mut writer = Writer::create(&place.path("in.log"));
     let mut put_backs = [0; 3];
     let began = Instant::now();
     for kill in 0..kills {
@@ -182,23 +156,6 @@ fn nothing_is_lost_or_doubled_when_the_process_is_killed() {
     check_lines("the file", total, lines(&place.path("out.log")).into_iter());
     check_numbers(&place, total);
     check_sound(&place.path("data/streams.db"), &place);
-}
-
-fn check_lines(place: &str, total: u64, stored: impl Iterator<Item = Vec<u8>>) {
-    let mut seen: HashMap<Vec<u8>, u64> = HashMap::new();
-    for line in stored {
-        *seen.entry(line).or_default() += 1;
-    }
-    let doubled: Vec<_> = seen.iter().filter(|(_, count)| **count > 1).take(5).collect();
-    assert!(doubled.is_empty(), "doubled in {place}: {doubled:?}");
-    let lost: Vec<u64> = (0..total).filter(|n| !seen.contains_key(line(*n).as_bytes())).collect();
-    assert!(
-        lost.is_empty(),
-        "{} lost in {place}, first {:?}",
-        lost.len(),
-        &lost[..lost.len().min(5)]
-    );
-    assert_eq!(seen.len() as u64, total, "{place} holds what nobody wrote");
 }
 
 fn check_numbers(place: &Place, total: u64) {

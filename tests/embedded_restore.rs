@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use aqueduct::spec::Site;
-use aqueduct::stream::{Appended, Backend};
+use aqueduct::stream::Appended;
 use sqlx::{Connection, Row, SqliteConnection};
 use streams::*;
 
@@ -68,57 +68,6 @@ async fn backup(path: &Path, to: &Path) {
     sql.close().await.unwrap();
 }
 
-/// A source that goes where the stream says, until it has sent the events from `first` to `end`
-/// (which may be set while it runs).
-async fn source(
-    backend: Arc<dyn Backend>,
-    slot: &str,
-    first: u64,
-    end: Arc<AtomicU64>,
-    sent: Arc<AtomicU64>,
-    rewound: Arc<AtomicU64>,
-) {
-    let mut writer = backend.writer().await.unwrap();
-    let mut at = None;
-    while at < Some(end.load(Ordering::SeqCst)) {
-        let start = at.unwrap_or(first);
-        let to = (start + 50).min(end.load(Ordering::SeqCst));
-        match writer.append(&[moving(slot, at, Some(to), events(start..to))]).await {
-            Ok(answers) if answers == [Appended::Durable] => {
-                at = Some(to);
-                sent.store(to, Ordering::SeqCst);
-            }
-            // Half a copy can be read as anything; the source tries again.
-            answers => {
-                match answers {
-                    Ok(answers) => {
-                        assert_eq!(answers, [Appended::Rewound]);
-                        rewound.fetch_add(1, Ordering::SeqCst);
-                    }
-                    Err(error) => println!("{slot}: {error:#}"),
-                }
-                if let Ok(slots) = writer.slots("test").await {
-                    let found = slots.into_iter().find(|(name, _)| name == slot);
-                    at = found.map(|(_, position)| position.order);
-                }
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-/// A member that gathers what comes until told to stop.
-async fn member(at: Arc<Place>, backend: Arc<dyn Backend>, stop: Arc<AtomicBool>) -> BTreeSet<u64> {
-    let reader = at.member(&backend, "g").await;
-    let mut seen = BTreeSet::new();
-    while !stop.load(Ordering::SeqCst) {
-        let Ok(taken) = reader.fetch(30, BYTES, GLANCE / 4).await else { continue };
-        seen.extend(numbers(&taken));
-        let _ = reader.ack(&tickets(&taken)).await;
-    }
-    seen
-}
-
 /// The numbers that another process sends. This one sends those from 0 until it has been told of
 /// every restore, and some more.
 const OTHERS: Range<u64> = 1_000_000..1_004_000;
@@ -138,7 +87,7 @@ async fn plays_the_other_process() {
     let mut last = false;
     loop {
         let end = Arc::new(AtomicU64::new(OTHERS.end));
-        source(backend.clone(), "b", OTHERS.start, end, Arc::default(), Arc::default()).await;
+        source_of(backend.clone(), "b", OTHERS.start, end, Arc::default(), Arc::default()).await;
         if last {
             return;
         }
@@ -156,8 +105,8 @@ async fn running(how: Restore) {
     let end = Arc::new(AtomicU64::new(OTHERS.start));
     let stop = Arc::new(AtomicBool::new(false));
     let members: Vec<_> =
-        (0..2).map(|_| tokio::spawn(member(at.clone(), backend.clone(), stop.clone()))).collect();
-    let source = source(backend.clone(), "a", 0, end.clone(), sent.clone(), rewound.clone());
+        (0..2).map(|_| tokio::spawn(gather(at.clone(), backend.clone(), stop.clone()))).collect();
+    let source = source_of(backend.clone(), "a", 0, end.clone(), sent.clone(), rewound.clone());
     let source = tokio::spawn(source);
     let mut other = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "plays_the_other_process", "--nocapture"])

@@ -207,3 +207,41 @@ table = "lines"
     assert_eq!(place.done(&["dead", "drop", "topology.toml", "lines"]).stdout, "2 dropped\n");
     assert_eq!(place.done(&["dead", "list", "topology.toml", "lines"]).stdout, "");
 }
+
+#[test]
+fn a_dead_letter_replayed_to_a_group_that_writes_a_stream_goes_all_the_way() {
+    let place = Place::new(
+        r#"
+[source.input]
+kind = "tail"
+path = "in.log"
+to = "lines"
+max_line = "10"
+
+[stream.lines]
+
+[group.pass]
+from = "lines"
+to = "more"
+
+[stream.more]
+
+[group.writer]
+from = "more"
+to = "out"
+
+[sink.out]
+kind = "file"
+path = "out.log"
+"#,
+    );
+    std::fs::write(place.path("in.log"), "short\na line that is too long\n").unwrap();
+    place.run_until_idle();
+    assert_eq!(lines(&place.path("out.log")), [b"short".to_vec()]);
+    let replayed = place.done(&["dead", "replay", "topology.toml", "lines"]);
+    assert_eq!(replayed.stdout, "1 replayed\n", "{}", replayed.stderr);
+    place.run_until_idle();
+    let stored = lines(&place.path("out.log"));
+    assert_eq!(stored.len(), 2, "{stored:?}");
+    assert!(String::from_utf8_lossy(&stored[1]).contains("in.log"), "{stored:?}");
+}

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use process::{Place, eventually, scale};
 
-/// What ten times the events may cost beyond a tenth of them.
-const GROWTH_KIB_MAX: u64 = 8 * 1024;
+/// What ten times the events may cost beyond a tenth of them: less than an id for each. How many
+/// batches meet at the peak is up to the machine.
+const GROWTH_KIB_MAX: u64 = 16 * 1024;
 
 const TOPOLOGY: &str = r#"
 [runtime]

@@ -21,7 +21,11 @@ async fn each_event_is_stored_once_in_the_order_of_its_batch() {
         for batch in events.chunks(1_000) {
             assert_eq!(store(&mut sink, batch).await.unwrap(), [], "{}", subject.name);
         }
-        assert_eq!(subject.stored(directory.path()).await, bodies(&events), "{}", subject.name);
+        let stored = subject.stored(directory.path()).await;
+        match subject.in_order {
+            true => assert_eq!(stored, bodies(&events), "{}", subject.name),
+            false => assert_each_once(subject.name, stored, &events),
+        }
     }
 }
 
@@ -112,7 +116,7 @@ async fn a_refused_event_takes_no_other_with_it() {
 
 #[tokio::test]
 async fn bodies_of_any_size_and_bytes_arrive_as_they_are() {
-    for subject in SUBJECTS {
+    for subject in SUBJECTS.iter().filter(|subject| subject.exact) {
         let directory = tempfile::tempdir().unwrap();
         subject.prepare(directory.path()).await;
         let mut batch = vec![
@@ -133,7 +137,7 @@ async fn bodies_of_any_size_and_bytes_arrive_as_they_are() {
 
 #[tokio::test]
 async fn trouble_outside_is_an_error_that_passes() {
-    for subject in SUBJECTS {
+    for subject in SUBJECTS.iter().filter(|subject| subject.kind != "postgres") {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("later");
         std::fs::write(&place, "a file where a directory is wanted").unwrap();

@@ -120,6 +120,16 @@ async fn a_killed_writer_into_a_table_without_ids_loses_and_doubles_nothing() {
     killed("sqlite, a table without an id column").await;
 }
 
+#[tokio::test]
+async fn a_killed_postgres_writer_loses_and_doubles_nothing() {
+    killed("postgres, default columns").await;
+}
+
+#[tokio::test]
+async fn a_killed_writer_into_a_postgres_table_without_ids_loses_and_doubles_nothing() {
+    killed("postgres, a table without an id column").await;
+}
+
 async fn killed(name: &str) {
     let mut random = seeded(name);
     let subject = Subject::named(name);
@@ -172,7 +182,14 @@ async fn lines_of_another_program_are_never_cut() {
 
 #[tokio::test]
 async fn two_processes_write_one_file_and_one_table() {
-    for name in ["file", "sqlite, default columns", "sqlite, upsert"] {
+    for name in [
+        "file",
+        "sqlite, default columns",
+        "sqlite, upsert",
+        "postgres, default columns",
+        "postgres, a table without an id column",
+        "postgres, upsert",
+    ] {
         let subject = Subject::named(name);
         let directory = tempfile::tempdir().unwrap();
         subject.prepare(directory.path()).await;

@@ -158,7 +158,7 @@ fn the_environment_overrides_keys() {
     assert_eq!(topology.groups[0].members, 3);
     assert_eq!(topology.runtime.drain, Duration::from_secs(60));
     assert_eq!(topology.streams[0].kind.name, "redis");
-    assert_eq!(topology.streams[0].values.str("url"), "redis://localhost");
+    assert_eq!(topology.streams[0].values.list("url"), ["redis://localhost"]);
     assert_eq!(topology.http.unwrap().listen, "127.0.0.1:0");
     let sink = &topology.sinks[0].values;
     assert_eq!(sink.list("key"), ["zulu", "alpha"]);

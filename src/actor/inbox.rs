@@ -1,5 +1,5 @@
-//! What waits for an actor's one worker: handlers put jobs in, the worker takes several at once.
-//! It belongs to the actor, so it outlives a life of the worker.
+//! What waits for an actor's workers: handlers put jobs in, a worker takes several at once. It
+//! belongs to the actor, so it outlives a life of the workers.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -58,8 +58,13 @@ impl<M: 'static, R: 'static> Inbox<M, R> {
 
     /// Waits for a job, then takes as many as fit: `room` says whether one more does, given those
     /// that were taken. The first always fits.
-    pub async fn take(&self, mut room: impl FnMut(&[Job<M, R>], &M) -> bool) -> Vec<Job<M, R>> {
+    pub async fn take(&self, room: impl FnMut(&[Job<M, R>], &M) -> bool) -> Vec<Job<M, R>> {
         self.filled().await;
+        self.take_waiting(room)
+    }
+
+    /// Takes as many of those that wait as fit; none where none waits.
+    pub fn take_waiting(&self, mut room: impl FnMut(&[Job<M, R>], &M) -> bool) -> Vec<Job<M, R>> {
         let mut waiting = self.jobs.borrow_mut();
         let mut taken = Vec::new();
         while let Some(next) = waiting.front() {
@@ -68,6 +73,7 @@ impl<M: 'static, R: 'static> Inbox<M, R> {
             }
             taken.extend(waiting.pop_front());
         }
+        self.wake_next(&waiting);
         taken
     }
 
@@ -84,7 +90,16 @@ impl<M: 'static, R: 'static> Inbox<M, R> {
     fn find(&self, wanted: &impl Fn(&M) -> bool) -> Option<Job<M, R>> {
         let mut waiting = self.jobs.borrow_mut();
         let place = waiting.iter().position(|job| wanted(&job.message))?;
-        waiting.remove(place)
+        let found = waiting.remove(place);
+        self.wake_next(&waiting);
+        found
+    }
+
+    /// What was left is another worker's to take: one arrival wakes one worker only.
+    fn wake_next(&self, waiting: &VecDeque<Job<M, R>>) {
+        if !waiting.is_empty() {
+            self.arrived.notify_one();
+        }
     }
 
     /// Waits until there is a job.

@@ -1,22 +1,32 @@
-//! The sink actor: joins what members deliver into one write of its plug-in.
+//! The sink actor: joins what members deliver into one write of its plug-in. A kind that can do
+//! several writes at once is opened several times, and each of these takes from the one inbox.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Actor, Context, Handler, ResponseFuture, Supervised};
 use anyhow::Result;
+use futures_util::FutureExt;
+use futures_util::future::try_join_all;
+use prometheus_client::metrics::histogram::Histogram;
 
 use super::inbox::{Inbox, Job, SharedInbox};
 use super::message::{Alone, Deliver, Down};
 use super::{Shared, keeper};
 use crate::event::{Delivery, Refusal};
 use crate::fault;
-use crate::sink::SinkSpec;
+use crate::sink::{Sink, SinkSpec};
 use crate::telemetry::board::Component;
 use crate::telemetry::metrics::ComponentLabels;
 
 /// Events in one write, at most; a single delivery may be larger.
 const WRITE_EVENTS_MAX: usize = 4000;
+
+/// How long a sink may be idle before it is asked whether it could store something.
+const IDLE_MAX: Duration = Duration::from_secs(2);
 
 type DeliverJob = Job<Deliver, Vec<Refusal>>;
 
@@ -65,44 +75,113 @@ async fn work(
     component: Arc<Component>,
     inbox: SharedInbox<Deliver, Vec<Refusal>>,
 ) -> Result<()> {
-    let opened = (spec.kind.open)(spec.clone(), shared.site.clone()).await;
-    let mut sink = opened.inspect_err(|error| inbox.refuse_all(&format!("{error:#}").into()))?;
+    let writers = (spec.kind.writers)(&spec.values).max(1);
+    let opening = (0..writers).map(|_| (spec.kind.open)(spec.clone(), shared.site.clone()));
+    let opened = try_join_all(opening).await;
+    let sinks = opened.inspect_err(|error| inbox.refuse_all(&format!("{error:#}").into()))?;
     component.up();
     let sizes = shared
         .board
         .metrics
         .batch_events
         .get_or_create_owned(&ComponentLabels { component: component.to_string() });
-    loop {
-        tokio::select! {
-            biased;
-            () = inbox.filled() => {}
-            () = component.stop.cancelled() => return Ok(()),
-        }
-        // Whoever delivers exclusively holds the suspicion for writing, so its job is taken past
-        // those that wait for it here.
-        let (_unsuspected, jobs) = tokio::select! {
-            biased;
-            job = inbox.take_first(|deliver| deliver.alone == Alone::Exclusive) => {
-                (None, vec![job])
-            }
-            held = shared.suspicion.read() => (Some(held), inbox.take(fits).await),
-        };
-        let batch: Vec<&Delivery> = jobs.iter().flat_map(|job| job.message.batch.iter()).collect();
-        sizes.observe(batch.len() as f64);
-        fault::point("sink.store", batch.iter().map(|delivery| &delivery.event));
-        match sink.store(&batch).await {
-            Ok(refusals) => {
-                component.progressed();
-                answer(jobs, refusals);
-            }
-            Err(error) => {
-                let cause: Arc<str> = format!("{error:#}").into();
-                for job in jobs {
-                    job.answer(Err(Down::Failed(cause.clone())));
+    let work = Work { shared, component, inbox, sizes };
+    let ends = sinks.into_iter().map(|sink| AssertUnwindSafe(work.write(sink)).catch_unwind());
+    // A writer that panics does so alone: the others' jobs are answered before it is passed on.
+    let ended =
+        try_join_all(ends.map(|end| async { end.await.map_err(End::Panic)?.map_err(End::Error) }));
+    match ended.await {
+        Ok(_) => Ok(()),
+        Err(End::Error(error)) => Err(error),
+        Err(End::Panic(panic)) => resume_unwind(panic),
+    }
+}
+
+/// How a writer ends before its time. The others end with it.
+enum End {
+    Error(anyhow::Error),
+    Panic(Box<dyn Any + Send>),
+}
+
+/// What the writers of one life share.
+struct Work {
+    shared: Shared,
+    component: Arc<Component>,
+    inbox: SharedInbox<Deliver, Vec<Refusal>>,
+    sizes: Histogram,
+}
+
+impl Work {
+    /// Writes what waits, until a stop is wanted.
+    async fn write(&self, mut sink: Box<dyn Sink>) -> Result<()> {
+        let Self { shared, component, inbox, sizes } = self;
+        loop {
+            tokio::select! {
+                biased;
+                () = inbox.filled() => {}
+                () = component.stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(IDLE_MAX) => {
+                    sink.check().await?;
+                    continue;
                 }
-                return Err(error);
             }
+            // Whoever delivers exclusively holds the suspicion for writing, so its job is taken
+            // past those that wait for it here.
+            let (_unsuspected, jobs) = tokio::select! {
+                biased;
+                job = inbox.take_first(|deliver| deliver.alone == Alone::Exclusive) => {
+                    (None, vec![job])
+                }
+                // Another writer may have taken them meanwhile: the suspicion is not held for it.
+                held = shared.suspicion.read() => (Some(held), inbox.take_waiting(fits)),
+            };
+            if jobs.is_empty() {
+                continue;
+            }
+            let hand = InHand(jobs);
+            let batch: Vec<&Delivery> =
+                hand.0.iter().flat_map(|job| job.message.batch.iter()).collect();
+            sizes.observe(batch.len() as f64);
+            fault::point("sink.store", batch.iter().map(|delivery| &delivery.event));
+            let stored = sink.store(&batch).await;
+            drop(batch);
+            match stored {
+                Ok(refusals) => {
+                    component.progressed();
+                    answer(hand.take(), refusals);
+                }
+                Err(error) => {
+                    hand.refuse(&format!("{error:#}").into());
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// The jobs that a writer is at. Where it ends because another one did, they are no worse than
+/// before; where it panics, nobody answers, and so they are told that it died of them.
+struct InHand(Vec<DeliverJob>);
+
+impl InHand {
+    fn take(mut self) -> Vec<DeliverJob> {
+        std::mem::take(&mut self.0)
+    }
+
+    fn refuse(self, cause: &Arc<str>) {
+        for job in self.take() {
+            job.answer(Err(Down::Failed(cause.clone())));
+        }
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        for job in self.0.drain(..) {
+            job.answer(Err(Down::Failed("the sink starts anew".into())));
         }
     }
 }

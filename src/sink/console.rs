@@ -23,8 +23,9 @@ pub static KIND: Kind = Kind {
     claims: |_| None,
     place: |_| "standard output".into(),
     look: |_| None,
+    writers: |_| 1,
     open: |_, _| Box::pin(async { Ok(Box::new(Console) as Box<dyn Sink>) }),
-    rows: None,
+    reader: None,
 };
 
 struct Console;

@@ -8,8 +8,10 @@ mod console;
 mod database;
 mod file;
 mod line;
-pub mod rows;
+mod postgres;
+pub mod query;
 mod sqlite;
+mod table;
 
 use std::sync::Arc;
 
@@ -17,7 +19,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
-use self::rows::OpenRows;
+use self::query::OpenReader;
 use crate::event::{Delivery, Refusal};
 use crate::spec::{Complaint, Key, Site, Values};
 
@@ -30,6 +32,12 @@ pub trait Sink: Send {
     /// An error means that the sink could not work (away, full, locked): no event's fault, and
     /// nothing is known of the batch, which will come again. The sink is then opened anew.
     async fn store(&mut self, batch: &[&Delivery]) -> Result<Vec<Refusal>>;
+
+    /// Whether it could store something now; asked every few seconds while there is nothing to
+    /// store. An error counts as one of `store`.
+    async fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a sink kind can do; `check` derives promises from it.
@@ -71,14 +79,17 @@ pub struct Kind {
     pub place: fn(&Values) -> String,
     /// A command to try that shows what is stored, if there is one.
     pub look: fn(&Values) -> Option<String>,
-    /// Opens it.
+    /// How many of it are opened to write at once. What one writes is not seen by the others
+    /// until it is stored.
+    pub writers: fn(&Values) -> usize,
+    /// Opens one.
     pub open: fn(SinkSpec, Site) -> Opening,
     /// Reads back what it stores, where it is a database.
-    pub rows: Option<OpenRows>,
+    pub reader: Option<OpenReader>,
 }
 
 /// A sink on its way to being open.
 pub type Opening = BoxFuture<'static, Result<Box<dyn Sink>>>;
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[&sqlite::KIND, &file::KIND, &console::KIND];
+pub static KINDS: &[&Kind] = &[&postgres::KIND, &sqlite::KIND, &file::KIND, &console::KIND];

@@ -129,40 +129,39 @@ fn url(schemes: &[&str], text: &str) -> Result<(), Wrong> {
 }
 
 /// One string of a list.
-pub(super) fn check_item(text: &str, secret: bool) -> Result<(), Wrong> {
+pub(super) fn check_item(list: Ty, text: &str) -> Result<(), Wrong> {
+    if let Ty::Urls(schemes) = list {
+        return check_text(Ty::Url(schemes), text);
+    }
     check_text(Ty::Str, text)?;
-    match secret && !text.bytes().all(|b| b.is_ascii_graphic()) {
+    match matches!(list, Ty::Secrets) && !text.bytes().all(|b| b.is_ascii_graphic()) {
         true => Err("holds something that a header cannot carry".into()),
         false => Ok(()),
     }
 }
 
 /// A list of strings.
-pub(super) fn list(
-    key: &Key,
-    items: &[config::Value],
-    secret: bool,
-) -> Result<Value, Vec<Problem>> {
+pub(super) fn list(key: &Key, items: &[config::Value]) -> Result<Value, Vec<Problem>> {
     let mut list = Vec::with_capacity(items.len());
     let mut problems = Vec::new();
     if items.is_empty() {
         problems.push(problem(&[], format!("`{}` is empty ({})", key.name, key.ty.allowed())));
     }
     for (index, item) in items.iter().enumerate() {
-        let wrong = match &item.kind {
+        let Wrong { why, hint } = match &item.kind {
             ValueKind::Nil => continue,
-            ValueKind::String(text) => match check_item(text, secret) {
-                Ok(()) if list.contains(text) => "is in the list twice".to_owned(),
+            ValueKind::String(text) => match check_item(key.ty, text) {
+                Ok(()) if list.contains(text) => "is in the list twice".into(),
                 Ok(()) => {
                     list.push(text.clone());
                     continue;
                 }
-                Err(Wrong { why, .. }) => why,
+                Err(wrong) => wrong,
             },
-            _ => "is no string".to_owned(),
+            _ => "is no string".into(),
         };
-        let message =
-            format!("item {} of `{}` {wrong} ({})", index + 1, key.name, key.ty.allowed());
+        let (number, allowed) = (index + 1, key.ty.allowed());
+        let message = format!("item {number} of `{}` {why} ({allowed}){hint}", key.name);
         problems.push(problem(&[&index.to_string()], message));
     }
     if problems.is_empty() { Ok(Value::List(list)) } else { Err(problems) }

@@ -71,6 +71,9 @@ pub enum Ty {
     Metric,
     /// A URL with one of these schemes. Its password is never printed → [`Value::Str`].
     Url(&'static [&'static str]),
+    /// A URL with one of these schemes, or a list of such. No password is ever printed →
+    /// [`Value::List`].
+    Urls(&'static [&'static str]),
     /// A secret string, or a list of them → [`Value::List`].
     Secrets,
     /// A list of strings → [`Value::List`].

@@ -152,8 +152,8 @@ fn read(key: &Key, owner: &str, raw: &config::Value) -> Result<Option<Value>, Ve
         (ValueKind::Table(table), Ty::Table(keys)) => fields::inner(key.name, owner, keys, table)?,
         (ValueKind::Table(table), Ty::Columns) => fields::columns(table)?,
         (ValueKind::Table(table), Ty::Body) => fields::body(table)?,
-        (ValueKind::Array(items), Ty::Strs | Ty::Secrets) => {
-            fields::list(key, items, matches!(key.ty, Ty::Secrets))?
+        (ValueKind::Array(items), Ty::Strs | Ty::Secrets | Ty::Urls(_)) => {
+            fields::list(key, items)?
         }
         (ValueKind::Table(_), _) => return Err(wrong("is a table".to_owned(), String::new())),
         (ValueKind::Array(_), _) => return Err(wrong("is a list".to_owned(), String::new())),
@@ -169,7 +169,7 @@ fn read(key: &Key, owner: &str, raw: &config::Value) -> Result<Option<Value>, Ve
 /// value is long or may hold a secret.
 fn said(key: &Key, raw: &config::Value) -> String {
     let value = match &raw.kind {
-        _ if matches!(key.ty, Ty::Url(_) | Ty::Secrets) => None,
+        _ if matches!(key.ty, Ty::Url(_) | Ty::Urls(_) | Ty::Secrets) => None,
         ValueKind::String(text) => Some(format!("\"{}\"", shown(text))),
         ValueKind::Boolean(on) => Some(on.to_string()),
         ValueKind::I64(number) => Some(number.to_string()),
@@ -271,8 +271,8 @@ fn string(ty: Ty, text: &str) -> Result<Value, Wrong> {
         },
         Ty::Sample => sample(text),
         Ty::Table(_) | Ty::Columns => Err("is no table".into()),
-        Ty::Strs | Ty::Secrets => {
-            fields::check_item(text, matches!(ty, Ty::Secrets))?;
+        Ty::Strs | Ty::Secrets | Ty::Urls(_) => {
+            fields::check_item(ty, text)?;
             Ok(Value::List(vec![text.to_owned()]))
         }
         Ty::Body => Ok(Value::Str(text.to_owned())),
@@ -321,10 +321,9 @@ impl Ty {
             Ty::Metric => {
                 "letters, digits, `_` and `:`, not starting with a digit".to_owned()
             }
-            Ty::Url(schemes) => {
-                let starts: Vec<String> = schemes.iter().map(|s| format!("{s}://")).collect();
-                let starts = listed(starts.iter().map(String::as_str), "or");
-                format!("a URL that starts with {starts}")
+            Ty::Url(schemes) => format!("a URL that starts with {}", starts(schemes)),
+            Ty::Urls(schemes) => {
+                format!("a URL that starts with {}, or a list of such", starts(schemes))
             }
             Ty::Secrets => "a string or a list of strings, of visible ASCII".to_owned(),
             Ty::Strs => "a list of strings".to_owned(),
@@ -341,6 +340,12 @@ impl Ty {
             }
         }
     }
+}
+
+/// How the URLs of these schemes start.
+fn starts(schemes: &[&str]) -> String {
+    let starts: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
+    listed(starts.iter().map(String::as_str), "or")
 }
 
 /// What a name looks like, for messages.

@@ -26,7 +26,8 @@ pub const CHUNK_BYTES: usize = 256 * 1024;
 
 const VERSION: u8 = 1;
 const HEADER: usize = 1 + 4 + 4;
-const CHECKSUM: usize = 8;
+/// Bytes of the checksum that ends a chunk.
+pub const CHECKSUM: usize = 8;
 
 const KEY: u8 = 1;
 const TRACE: u8 = 2;
@@ -90,6 +91,11 @@ pub fn encode(events: &[&Event]) -> Result<Vec<u8>> {
     let sum = hash(&chunk);
     chunk.extend_from_slice(&sum.to_le_bytes());
     Ok(chunk)
+}
+
+/// The checksum that ends a packed chunk: two chunks with the same one are the same.
+pub fn sum(chunk: &[u8]) -> [u8; CHECKSUM] {
+    chunk.last_chunk().copied().unwrap_or_default()
 }
 
 /// Unpacks a chunk. The bodies are slices of `chunk`. Errs where the bytes are not what

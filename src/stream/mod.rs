@@ -5,6 +5,9 @@
 
 pub mod chunk;
 pub mod embedded;
+pub mod postgres;
+mod redis;
+mod sql;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -271,7 +274,7 @@ pub struct Kind {
 pub type Opening = BoxFuture<'static, Result<Arc<dyn Backend>>>;
 
 /// The kinds there are.
-pub static KINDS: &[&Kind] = &[&embedded::KIND];
+pub static KINDS: &[&Kind] = &[&embedded::KIND, &redis::KIND, &postgres::KIND];
 
 /// The shard of an event with this key: XXH3 of its UTF-8 bytes, modulo the number of shards.
 pub fn shard_of(key: &str, shards: u32) -> u32 {

@@ -76,7 +76,8 @@ fn did_you_mean(name: &str, known: &Known) -> String {
 /// The value of a variable: a string; a TOML list or table where the key wants one and the text
 /// looks like one.
 fn raw(ty: Ty, text: &str) -> config::Value {
-    let structured = matches!(ty, Ty::Strs | Ty::Secrets | Ty::Table(_) | Ty::Columns | Ty::Body);
+    let list = matches!(ty, Ty::Strs | Ty::Secrets | Ty::Urls(_));
+    let structured = list || matches!(ty, Ty::Table(_) | Ty::Columns | Ty::Body);
     if structured
         && text.starts_with(['[', '{'])
         && let Ok(mut parsed) = toml::from_str::<RawTable>(&format!("value = {text}"))

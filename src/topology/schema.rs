@@ -153,6 +153,10 @@ fn of(ty: Ty) -> Json {
         Ty::Listen => text("^.+:[0-9]+$"),
         Ty::Metric => text("^[A-Za-z_:][A-Za-z0-9_:]*$"),
         Ty::Url(schemes) => text(&format!("^({})://", schemes.join("|"))),
+        Ty::Urls(schemes) => {
+            let one = of(Ty::Url(schemes));
+            json!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1 }] })
+        }
         Ty::Secrets | Ty::Strs => {
             let list = json!({ "type": "array", "items": any_text(), "minItems": 1 });
             json!({ "anyOf": [any_text(), list] })

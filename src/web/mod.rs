@@ -55,8 +55,10 @@ struct Served {
     board: Arc<Board>,
     intake: Intake,
     queries: Queries,
-    /// Names of the components that requests need; none: whatever runs here.
+    /// Names of the components that posts and triggers need.
     needed: Vec<String>,
+    /// Requests are what the process is here for, among others.
+    requested: bool,
 }
 
 /// Listens on `listen`, and on `admin` where it is given; then what shows the inside of the
@@ -69,16 +71,17 @@ pub fn start(
     board: &Arc<Board>,
 ) -> Result<Server> {
     let guard = Guard::new(http);
-    let queries = Queries::new(topology, guard.clone());
+    let queries = Queries::new(topology, guard.clone(), board.clone())?;
     let intake = Intake::new(topology, guard, |room, name| part.has(room, name));
     let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
     let needed = sources.flat_map(|source| {
         let (own, to) = (Room::Source.noun(), Room::Stream.noun());
         [format!("{own}.{}", source.name), format!("{to}.{}", source.to)]
     });
-    let needed = needed.collect();
+    let needed: Vec<_> = needed.collect();
+    let requested = !needed.is_empty() || !queries.specs().is_empty();
     let (supervisor, board) = (supervisor.clone(), board.clone());
-    let served = web::Data::new(Served { supervisor, board, intake, queries, needed });
+    let served = web::Data::new(Served { supervisor, board, intake, queries, needed, requested });
     let (tls, all) = (http.tls.as_ref(), http.admin.is_none());
     let mut handles = vec![listen(&http.listen, tls, Side { inside: all, intake: true }, &served)?];
     if let Some(admin) = &http.admin {
@@ -175,16 +178,21 @@ impl Health {
 }
 
 async fn healthz(served: web::Data<Served>) -> impl Responder {
-    let troubles = served.board.troubles();
+    let mut troubles = served.board.troubles();
+    troubles.extend(served.queries.troubles().await);
     let healthy = troubles.is_empty();
     Health::answer(troubles, healthy)
 }
 
-/// Where requests make events, what they need decides; a sink that is away does not stop them.
+/// Where requests make events or ask for rows, what they need decides: a sink that is away does not
+/// stop those that make events.
 async fn readyz(served: web::Data<Served>) -> impl Responder {
-    let troubles = served.board.troubles();
+    let mut troubles = served.board.troubles();
     let needed = &served.needed;
-    let ready = !troubles.iter().any(|it| needed.is_empty() || needed.contains(&it.name));
+    let away = troubles.iter().any(|it| !served.requested || needed.contains(&it.name));
+    let unanswered = served.queries.troubles().await;
+    let ready = !away && unanswered.is_empty();
+    troubles.extend(unanswered);
     Health::answer(troubles, ready)
 }
 
@@ -219,7 +227,7 @@ async fn others(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     if let Some(answer) = served.queries.answer(&request).await {
-        return answer;
+        return Ok(answer);
     }
     match served.intake.answer(&request, payload).await {
         Some(answer) => answer,

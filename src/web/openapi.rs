@@ -3,8 +3,9 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::intake::Intake;
-use super::query::Queries;
-use crate::sink::rows::ROWS_MAX;
+use super::query::{Queries, ROWS};
+use crate::sink::query::ROWS_MAX;
+use crate::topology::QuerySpec;
 
 /// The description of what is served on the same address.
 pub fn describe(intake: &Intake, queries: &Queries, inside: bool) -> Json {
@@ -22,7 +23,7 @@ pub fn describe(intake: &Intake, queries: &Queries, inside: bool) -> Json {
         paths.insert(path, json!({ "post": trigger(&source.name, false) }));
     }
     for query in queries.specs() {
-        paths.insert(query.path.clone(), json!({ "get": rows(&query.name, &query.sink) }));
+        paths.insert(query.path.clone(), json!({ "get": rows(query) }));
     }
     for (path, summary, answers) in always(inside) {
         let answers = answers
@@ -150,40 +151,53 @@ fn trigger(source: &str, several: bool) -> Json {
     })
 }
 
-fn rows(query: &str, sink: &str) -> Json {
+fn rows(query: &QuerySpec) -> Json {
     let mut answers = problems(&[
-        ("400", "A column that there is not, or a limit out of bounds."),
+        ("400", "A column that there is not, a value that is none of its type, or a bad `after`."),
         ("429", "Too many requests are under way."),
         ("503", "The database cannot answer now; Retry-After says when to ask again."),
+        ("504", "The database took longer than the query may."),
     ]);
     let page = json!({
         "type": "object",
         "required": ["rows", "next", "cached"],
         "properties": {
-            "rows": { "type": "array", "items": { "type": "object" } },
-            "next": { "type": ["string", "null"] },
+            "rows": { "type": "array", "items": { "type": "object" }, "maxItems": ROWS_MAX },
+            "next": {
+                "type": ["string", "null"],
+                "description": "The `after` of the next page; null: there is none.",
+            },
             "cached": { "type": "boolean" },
         },
     });
+    let text = |about: &str| json!({ "description": about, "schema": { "type": "string" } });
+    let headers = json!({
+        "ETag": text("Stands for the rows and `next`."),
+        "Cache-Control": text("How long the answer is good, and for whom."),
+    });
     let found = json!({
         "description": "Rows, newest first.",
+        "headers": headers,
         "content": { "application/json": { "schema": page } },
     });
     answers.insert("200".into(), found);
-    answers.insert("304".into(), json!({ "description": "They are those of If-None-Match." }));
-    let parameter = |name: &str, about: String, schema: Json| json!({ "name": name, "in": "query", "description": about, "schema": schema });
+    let same = json!({ "description": "They are those of If-None-Match.", "headers": headers });
+    answers.insert("304".into(), same);
+    let parameter = |place: &str, name: &str, about: &str, schema: Json| json!({ "name": name, "in": place, "description": about, "schema": schema });
+    let limit = json!({ "type": "integer", "minimum": 1, "maximum": ROWS_MAX, "default": ROWS });
+    let filters = json!({ "type": "object", "additionalProperties": { "type": "string" } });
+    let about = "Any other name is a column, or a member of the JSON column (dotted for nested \
+                 ones), and the value it is to have.";
     json!({
-        "summary": format!("Rows of the sink `{sink}`."),
-        "operationId": format!("query_{query}"),
-        "description": "Any other parameter is a column, or a member of a JSON column (dotted for \
-                        nested ones), and the value it is to have.",
+        "summary": format!("Rows of the sink `{}`, newest first.", query.sink),
+        "operationId": format!("query_{}", query.name),
         "parameters": [
-            parameter(
-                "limit",
-                "Rows in the page.".into(),
-                json!({ "type": "integer", "minimum": 1, "maximum": ROWS_MAX }),
-            ),
-            parameter("after", "`next` of the page before.".into(), json!({ "type": "string" })),
+            parameter("query", "limit", "Rows in the page.", limit),
+            parameter("query", "after", "`next` of the page before.", json!({ "type": "string" })),
+            parameter("query", "filters", about, filters),
+            parameter("header", "If-None-Match", "ETags that are known.", json!({
+                "type": "string",
+            })),
         ],
         "responses": answers,
     })

@@ -12,7 +12,7 @@ use serde_json::json;
 const RETRY_SECONDS: u64 = 1;
 
 /// Why a request was not done.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Problem {
     status: StatusCode,
     error: String,
@@ -79,6 +79,11 @@ impl Problem {
             StatusCode::TOO_MANY_REQUESTS,
             "too many requests are under way (`max_in_flight` in [http])",
         )
+    }
+
+    /// 504: what was asked took too long.
+    pub fn late(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, error)
     }
 
     /// 503: not now.

@@ -93,7 +93,7 @@ static REDIS: stream::Kind = stream::Kind {
     name: "redis",
     doc: "Redis Streams.",
     keys: &[
-        key("url", Ty::Url(&["redis", "rediss"]), Required),
+        key("url", Ty::Urls(&["redis", "rediss"]), Required),
         key("key", Ty::Str, Derived("the stream's name")),
         key("field", Ty::Str, Toml("\"body\"")),
         key("flat", Ty::Bool, Toml("false")),
@@ -109,7 +109,7 @@ static REDIS: stream::Kind = stream::Kind {
     check: nothing,
     claims: |spec| {
         let key = spec.values.opt_str("key").unwrap_or(&spec.name);
-        Some(format!("the key `{key}` at {}", spec.values.str("url")))
+        Some(format!("the key `{key}` at {}", spec.values.list("url").join(", ")))
     },
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
@@ -164,8 +164,9 @@ static SQLITE: sink::Kind = sink::Kind {
     claims: |values| Some(table_of(values)),
     place: table_of,
     look: |_| None,
+    writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
-    rows: Some(|_, _| unreachable!("only its keys are real")),
+    reader: Some(|_| unreachable!("only its keys are real")),
 };
 
 static POSTGRES: sink::Kind = sink::Kind {
@@ -182,8 +183,9 @@ static POSTGRES: sink::Kind = sink::Kind {
     claims: |values| Some(format!("table \"{}\"", values.str("table"))),
     place: |values| format!("table \"{}\"", values.str("table")),
     look: |_| None,
+    writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
-    rows: Some(|_, _| unreachable!("only its keys are real")),
+    reader: Some(|_| unreachable!("only its keys are real")),
 };
 
 static FILE: sink::Kind = sink::Kind {
@@ -195,8 +197,9 @@ static FILE: sink::Kind = sink::Kind {
     claims: |values| Some(values.str("path").to_owned()),
     place: |values| values.str("path").to_owned(),
     look: |_| None,
+    writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
-    rows: None,
+    reader: None,
 };
 
 static CONSOLE: sink::Kind = sink::Kind {
@@ -211,6 +214,7 @@ static CONSOLE: sink::Kind = sink::Kind {
     claims: |_| None,
     place: |_| "standard output".to_owned(),
     look: |_| None,
+    writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
-    rows: None,
+    reader: None,
 };

@@ -63,20 +63,26 @@ impl Place {
     }
 
     pub fn start_with(&self, args: &[&str], variables: &[(&str, &str)]) -> Running {
-        let mut command = self.command(&["run", "topology.toml"]);
-        command.args(args).envs(variables.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let args = [&["run", "topology.toml"], args].concat();
+        self.start_command(&args, variables, self.port)
+    }
+
+    /// Starts `run topology.toml` as one more process, which listens on `port`.
+    pub fn start_beside(&self, port: u16, variables: &[(&str, &str)]) -> Running {
+        let listen = format!("127.0.0.1:{port}");
+        let variables = [&[("AQUEDUCT__HTTP__LISTEN", listen.as_str())], variables].concat();
+        self.start_command(&["run", "topology.toml"], &variables, port)
+    }
+
+    /// Starts a command of the program, which listens on `port`.
+    pub fn start_command(&self, args: &[&str], variables: &[(&str, &str)], port: u16) -> Running {
+        let mut command = self.command(args);
+        command.envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (stderr, kept) = (child.stderr.take().unwrap(), log.clone());
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let mut kept = kept.lock().unwrap();
-                kept.push_str(&line);
-                kept.push('\n');
-            }
-        });
-        Running { child, log, port: self.port }
+        let log = kept(child.stderr.take().unwrap());
+        let output = kept(child.stdout.take().unwrap());
+        Running { child, log, output, port }
     }
 
     /// One figure of a SQLite database in this directory.
@@ -107,6 +113,20 @@ impl Place {
     }
 }
 
+/// What comes out of a pipe, as it comes.
+fn kept(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text = Arc::new(Mutex::new(String::new()));
+    let kept = text.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut kept = kept.lock().unwrap();
+            kept.push_str(&line);
+            kept.push('\n');
+        }
+    });
+    text
+}
+
 /// A command that has ended.
 pub struct Done {
     pub status: ExitStatus,
@@ -118,6 +138,7 @@ pub struct Done {
 pub struct Running {
     child: Child,
     log: Arc<Mutex<String>>,
+    output: Arc<Mutex<String>>,
     port: u16,
 }
 
@@ -149,6 +170,11 @@ impl Running {
 
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// What it printed on standard output so far.
+    pub fn output(&self) -> String {
+        self.output.lock().unwrap().clone()
     }
 
     /// `GET path`, as (status, body).

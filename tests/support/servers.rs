@@ -17,11 +17,17 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long a server may take to start.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(180);
 
-/// A port that nobody listens on.
+/// A port that nobody listens on, and that the kernel gives to no connection: a server that was
+/// killed has to get it again.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    loop {
+        let port = fastrand::u16(10_000..32_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A process that ends when this one does, however that ends: a shell holds it, and the pipe that
@@ -91,8 +97,11 @@ fn stat(pid: u32) -> Option<(char, u32)> {
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
+/// Whether a process still holds its files and ports: as long as one of its threads lives, also
+/// where its first is gone.
 fn is_running(pid: u32) -> bool {
-    stat(pid).is_some_and(|(state, _)| state != 'Z')
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads > 1 || stat(pid).is_some_and(|(state, _)| state != 'Z')
 }
 
 fn children_of(parent: u32) -> Vec<u32> {

@@ -3,6 +3,9 @@
 
 #![allow(dead_code)]
 
+#[path = "servers.rs"]
+pub mod servers;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,8 +16,9 @@ use aqueduct::event::{Delivery, Event, EventId, Origin, Refusal, Sequence, Ticke
 use aqueduct::sink::{KINDS, Sink, SinkSpec};
 use aqueduct::spec::{Column, Selector, Site, Value, Values};
 use bytes::Bytes;
+use servers::Postgres;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, SqliteConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, SqliteConnection};
 
 /// A sink under test. A new one plugs in with an entry in [`SUBJECTS`].
 pub struct Subject {
@@ -32,6 +36,10 @@ pub struct Subject {
     pub poison: Option<&'static [u8]>,
     /// It takes any bytes that hold no newline.
     pub any_bytes: bool,
+    /// It keeps bodies byte for byte.
+    pub exact: bool,
+    /// It keeps the order within a batch, whatever the ids are.
+    pub in_order: bool,
 }
 
 /// How to read back what is stored.
@@ -41,7 +49,11 @@ pub enum Stored {
     Column(&'static str),
     /// The lines of `out.log`.
     Lines,
+    /// What this query finds, as bytes, in the PostgreSQL database that goes with the directory.
+    Query(&'static str),
 }
+
+const BODY: &str = "SELECT convert_to(body, 'UTF8') FROM t ORDER BY ctid";
 
 /// The sinks that promise to keep each event once.
 pub static SUBJECTS: &[Subject] = &[
@@ -53,6 +65,8 @@ pub static SUBJECTS: &[Subject] = &[
         stored: Stored::Lines,
         poison: Some(b"two\nlines"),
         any_bytes: true,
+        exact: true,
+        in_order: true,
     },
     Subject {
         name: "sqlite, default columns",
@@ -62,6 +76,8 @@ pub static SUBJECTS: &[Subject] = &[
         stored: Stored::Column("data"),
         poison: None,
         any_bytes: true,
+        exact: true,
+        in_order: true,
     },
     Subject {
         name: "sqlite, columns",
@@ -74,6 +90,8 @@ pub static SUBJECTS: &[Subject] = &[
         stored: Stored::Column("body"),
         poison: Some(br#"{"n":"abc"}"#),
         any_bytes: false,
+        exact: true,
+        in_order: true,
     },
     Subject {
         name: "sqlite, a table with constraints",
@@ -86,6 +104,8 @@ pub static SUBJECTS: &[Subject] = &[
         stored: Stored::Column("body"),
         poison: Some(br#"{"n":-1}"#),
         any_bytes: false,
+        exact: true,
+        in_order: true,
     },
     Subject {
         name: "sqlite, a table without an id column",
@@ -98,6 +118,8 @@ pub static SUBJECTS: &[Subject] = &[
         stored: Stored::Column("body"),
         poison: Some(br#"{"x":1}"#),
         any_bytes: false,
+        exact: true,
+        in_order: true,
     },
     Subject {
         name: "sqlite, upsert",
@@ -115,6 +137,97 @@ pub static SUBJECTS: &[Subject] = &[
         stored: Stored::Column("body"),
         poison: Some(br#"{"n":null}"#),
         any_bytes: false,
+        exact: true,
+        in_order: true,
+    },
+    Subject {
+        name: "postgres, default columns",
+        kind: "postgres",
+        values: |directory| postgres(directory, &[]),
+        before: "",
+        stored: Stored::Query(
+            r#"SELECT convert_to(format('{"n":%s,"text":"%s"}', data->>'n', data->>'text'), 'UTF8')
+               FROM t ORDER BY ctid"#,
+        ),
+        poison: Some(b"\xff"),
+        any_bytes: false,
+        exact: false,
+        in_order: false,
+    },
+    Subject {
+        name: "postgres, columns",
+        kind: "postgres",
+        values: |directory| {
+            let columns = [("n", "n", "bigint"), ("body", "@body", ""), ("at", "@time", "")];
+            postgres(directory, &[("columns", columns_of(&columns))])
+        },
+        before: "",
+        stored: Stored::Query(BODY),
+        poison: Some(br#"{"n":"abc"}"#),
+        any_bytes: false,
+        exact: true,
+        in_order: false,
+    },
+    Subject {
+        name: "postgres, a table with constraints",
+        kind: "postgres",
+        values: |directory| {
+            let columns = [("id", "@id", ""), ("n", "n", ""), ("body", "@body", "")];
+            postgres(directory, &[("columns", columns_of(&columns))])
+        },
+        before: "CREATE TABLE t (id bytea UNIQUE, n int NOT NULL CHECK (n >= 0), body bytea)",
+        stored: Stored::Query("SELECT body FROM t ORDER BY ctid"),
+        poison: Some(br#"{"n":-1}"#),
+        any_bytes: false,
+        exact: true,
+        in_order: false,
+    },
+    Subject {
+        name: "postgres, a table without an id column",
+        kind: "postgres",
+        values: |directory| {
+            let columns = [("n", "n", ""), ("body", "@body", "")];
+            postgres(directory, &[("columns", columns_of(&columns))])
+        },
+        before: "CREATE TABLE t (id serial, n int NOT NULL, body text, at timestamptz DEFAULT now())",
+        stored: Stored::Query("SELECT convert_to(body, 'UTF8') FROM t ORDER BY id"),
+        poison: Some(br#"{"x":1}"#),
+        any_bytes: false,
+        exact: true,
+        in_order: true,
+    },
+    Subject {
+        name: "postgres, upsert",
+        kind: "postgres",
+        values: |directory| {
+            let columns = [("n", "n", "bigint"), ("body", "@body", "")];
+            let more = [
+                ("columns", columns_of(&columns)),
+                ("mode", Value::Str("upsert".into())),
+                ("key", Value::List(vec!["n".into()])),
+            ];
+            postgres(directory, &more)
+        },
+        before: "",
+        stored: Stored::Query(BODY),
+        poison: Some(br#"{"n":null}"#),
+        any_bytes: false,
+        exact: true,
+        in_order: true,
+    },
+    Subject {
+        name: "postgres, a type of its own",
+        kind: "postgres",
+        values: |directory| {
+            let columns = [("n", "n", ""), ("body", "@body", ""), ("address", "address", "")];
+            postgres(directory, &[("columns", columns_of(&columns))])
+        },
+        before: "CREATE TABLE t (event_id text PRIMARY KEY, n int, body text, address inet)",
+        stored: Stored::Query(BODY),
+        poison: Some(br#"{"n":1,"address":"nowhere"}"#),
+        any_bytes: false,
+        exact: true,
+        in_order: false,
     },
 ];
 
@@ -126,8 +239,11 @@ impl Subject {
 
     /// What has to be there before it is opened for the first time.
     pub async fn prepare(&self, directory: &Path) {
-        if !self.before.is_empty() {
-            sql(&directory.join("out.db"), self.before).await;
+        match self.kind {
+            // Also where it is empty: this process is the one that has the server.
+            "postgres" => pg_sql(directory, self.before).await,
+            _ if self.before.is_empty() => {}
+            _ => sql(&directory.join("out.db"), self.before).await,
         }
     }
 
@@ -140,6 +256,10 @@ impl Subject {
     pub async fn stored(&self, directory: &Path) -> Vec<Vec<u8>> {
         match self.stored {
             Stored::Lines => lines(&directory.join("out.log")),
+            Stored::Query(query) => {
+                let mut database = pg_connect(directory).await;
+                sqlx::query_scalar(query).fetch_all(&mut database).await.unwrap()
+            }
             Stored::Column(column) => {
                 let query = format!("SELECT CAST({column} AS BLOB) FROM t ORDER BY rowid");
                 let mut database = connect(&directory.join("out.db")).await;
@@ -194,6 +314,44 @@ pub fn sqlite(directory: &Path, more: &[(&'static str, Value)]) -> Values {
         all.set(name, value.clone());
     }
     all
+}
+
+/// The keys of a `postgres` sink into table `t` of the database that goes with the directory.
+pub fn postgres(directory: &Path, more: &[(&'static str, Value)]) -> Values {
+    let mut all = values(&[
+        ("url", Value::Str(pg_url(directory))),
+        ("table", Value::Str("t".into())),
+        ("connections", Value::Int(2)),
+        ("create", Value::Bool(true)),
+        ("mode", Value::Str("insert".into())),
+        ("seen", Value::Duration(Duration::from_secs(3600))),
+    ]);
+    for (name, value) in more {
+        all.set(name, value.clone());
+    }
+    all
+}
+
+/// The database that goes with a directory, the same in each process of a test. The directory
+/// says which, in `out.url`; without that it is a new one.
+pub fn pg_url(directory: &Path) -> String {
+    let path = directory.join("out.url");
+    std::fs::read_to_string(&path).unwrap_or_else(|_| {
+        let url = Postgres::shared().database();
+        std::fs::write(path, &url).unwrap();
+        url
+    })
+}
+
+/// A connection to look at that database with.
+pub async fn pg_connect(directory: &Path) -> PgConnection {
+    PgConnection::connect(&pg_url(directory)).await.unwrap()
+}
+
+/// Runs SQL in that database.
+pub async fn pg_sql(directory: &Path, sql: &str) {
+    let mut database = pg_connect(directory).await;
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut database).await.unwrap();
 }
 
 /// A path as a value.

@@ -2,9 +2,10 @@
 
 #![allow(dead_code)] // Every test file uses another part of it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use aqueduct::event::{Delivery, Event, EventId, Origin, Sequence, Ticket};
@@ -15,6 +16,10 @@ use aqueduct::stream::{
     StreamSpec, Writer,
 };
 use tempfile::TempDir;
+
+#[path = "servers.rs"]
+pub mod servers;
+use servers::{Postgres, Redis, RedisCluster};
 
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +55,42 @@ impl Place {
         let mut values = Values::default();
         values.set("path", Value::Str(path));
         Self::new("embedded", values, folder)
+    }
+
+    /// A place in a Redis server that the tests of this process share.
+    pub fn redis() -> Self {
+        static SERVER: OnceLock<Redis> = OnceLock::new();
+        Self::redis_at(&[SERVER.get_or_init(Redis::start).url()])
+    }
+
+    /// A place in a Redis Cluster that the tests of this process share.
+    pub fn redis_cluster() -> Self {
+        static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
+        Self::redis_at(&CLUSTER.get_or_init(RedisCluster::start).urls())
+    }
+
+    /// A place in the server, or the Redis Cluster, at these URLs.
+    pub fn redis_at(urls: &[String]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let mut values = Values::default();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        values.set("url", Value::List(urls.to_vec()));
+        values.set("key", Value::Str(format!("s{number}")));
+        values.set("field", Value::Str("body".into()));
+        Self::new("redis", values, tempfile::tempdir().unwrap())
+    }
+
+    /// A place in a database of its own, in a server that the tests of this process share.
+    pub fn postgres() -> Self {
+        Self::postgres_at(&Postgres::shared().database())
+    }
+
+    /// A place in this database.
+    pub fn postgres_at(url: &str) -> Self {
+        let mut values = Values::default();
+        values.set("url", Value::Str(url.to_owned()));
+        values.set("schema", Value::Str("aqueduct".to_owned()));
+        Self::new("postgres", values, tempfile::tempdir().unwrap())
     }
 
     fn new(kind: &str, values: Values, folder: TempDir) -> Self {
@@ -165,6 +206,13 @@ pub fn numbers(deliveries: &[Delivery]) -> Vec<u64> {
     deliveries.iter().map(|delivery| delivery.event.id.sequence()).collect()
 }
 
+/// [`numbers`], ascending.
+pub fn sorted(deliveries: &[Delivery]) -> Vec<u64> {
+    let mut numbers = numbers(deliveries);
+    numbers.sort_unstable();
+    numbers
+}
+
 /// What deliveries are known by.
 pub fn tickets(deliveries: &[Delivery]) -> Vec<Ticket> {
     deliveries.iter().map(|delivery| delivery.ticket).collect()
@@ -195,7 +243,7 @@ pub async fn nothing(reader: &Arc<dyn Reader>) {
 }
 
 /// Waits until `holds`.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !holds().await {
         assert!(start.elapsed() < PATIENCE, "it never came true that {what}");
@@ -212,4 +260,71 @@ pub async fn group_status(backend: &Arc<dyn Backend>, name: &str) -> GroupStatus
 /// Events that the stream holds.
 pub async fn length(backend: &Arc<dyn Backend>) -> u64 {
     backend.status().await.unwrap().length.unwrap()
+}
+
+/// A source that goes where the stream says, until it has sent the events from `first` to `end`
+/// (which may be set while it runs).
+pub async fn source_of(
+    backend: Arc<dyn Backend>,
+    slot: &str,
+    first: u64,
+    end: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
+    rewound: Arc<AtomicU64>,
+) {
+    let mut writer = backend.writer().await.unwrap();
+    let mut at = None;
+    while at < Some(end.load(Ordering::SeqCst)) {
+        let start = at.unwrap_or(first);
+        let to = (start + 50).min(end.load(Ordering::SeqCst));
+        match writer.append(&[moving(slot, at, Some(to), events(start..to))]).await {
+            Ok(answers) if answers == [Appended::Durable] => {
+                at = Some(to);
+                sent.store(to, Ordering::SeqCst);
+            }
+            // Half a copy can be read as anything; the source tries again.
+            answers => {
+                let mut told = false;
+                match answers {
+                    Ok(answers) => {
+                        assert_eq!(answers, [Appended::Rewound]);
+                        told = true;
+                    }
+                    Err(error) => println!("{slot}: {error:#}"),
+                }
+                if let Ok(slots) = writer.slots("test").await {
+                    let found = slots.into_iter().find(|(name, _)| name == slot);
+                    let found = found.map(|(_, position)| position.order);
+                    told |= found < at;
+                    at = found;
+                }
+                rewound.fetch_add(told.into(), Ordering::SeqCst);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A member that gathers what comes until told to stop. After an error it begins a new life, as a
+/// member's actor does.
+pub async fn gather(
+    at: Arc<Place>,
+    backend: Arc<dyn Backend>,
+    stop: Arc<AtomicBool>,
+) -> BTreeSet<u64> {
+    let number = at.members.fetch_add(1, Ordering::Relaxed);
+    let spec = ReaderSpec { group: at.spec.groups[0].clone(), member: format!("here/g/{number}") };
+    let mut seen = BTreeSet::new();
+    while !stop.load(Ordering::SeqCst) {
+        let Ok(reader) = backend.reader(spec.clone()).await else { continue };
+        while !stop.load(Ordering::SeqCst)
+            && let Ok(taken) = reader.fetch(30, BYTES, GLANCE / 4).await
+        {
+            seen.extend(numbers(&taken));
+            if reader.ack(&tickets(&taken)).await.is_err() {
+                break;
+            }
+        }
+    }
+    seen
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::hand::{Held, Suspect};
 use super::{Member, Target};
 use crate::actor::message::{Alone, Append, Deliver, Down};
-use crate::event::{Delivery, Refusal};
+use crate::event::{Delivery, Event, Refusal};
 use crate::fault;
 use crate::stream::{self, Appended};
 use crate::telemetry::board::State;
@@ -127,7 +127,9 @@ impl Member {
                 sink.send(Deliver { batch, alone }).await.unwrap_or(Err(Down::Died))
             }
             Target::Stream(stream, _) => {
-                let events = batch.iter().map(|delivery| delivery.event.clone()).collect();
+                // A replayed dead letter was for this group of this stream, not for one of the next.
+                let pass_on = |it: &Delivery| Event { only_group: None, ..it.event.clone() };
+                let events = batch.iter().map(pass_on).collect();
                 let append = stream::Append { origin: "".into(), moves: Vec::new(), events };
                 let answer = stream.send(Append { append, wait: true }).await;
                 match answer.unwrap_or(Err(Down::Died)) {

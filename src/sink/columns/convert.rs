@@ -156,7 +156,7 @@ fn is_decimal(word: &str) -> bool {
 
 /// RFC 3339; the same without an offset (UTC) or with a space; or an epoch, in the unit that its
 /// size tells.
-fn timestamp(word: &str) -> Result<i64, Unreadable> {
+pub fn timestamp(word: &str) -> Result<i64, Unreadable> {
     if let Ok(time) = DateTime::parse_from_rfc3339(word) {
         return Ok(time.timestamp_micros());
     }

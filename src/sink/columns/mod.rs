@@ -5,7 +5,7 @@ mod convert;
 mod extract;
 mod types;
 
-pub use convert::{Datum, Unreadable, from_json, from_text, is_json, time_text};
+pub use convert::{Datum, Unreadable, from_json, from_text, is_json, time_text, timestamp};
 pub use types::Type;
 
 use std::borrow::Cow;
@@ -13,6 +13,7 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use crate::event::Delivery;
+use crate::spec::text::did_you_mean;
 use crate::spec::{Column, Complaint, Selector};
 use extract::Tree;
 
@@ -56,6 +57,11 @@ impl Mapping {
     /// The columns, in the order of a row's values.
     pub fn columns(&self) -> &[Mapped] {
         &self.columns
+    }
+
+    /// What a refusal says of an event without a value for a column of the sink's `key`.
+    pub fn complain_no_key(column: &str) -> String {
+        format!("column `{column}` is of the sink's `key`, and the event has no value for it")
     }
 
     /// Appends the event's row to `row`: a value a column. A member that the body does not have is
@@ -152,7 +158,8 @@ impl Mapped {
         }
     }
 
-    fn complain(&self, value: &str) -> String {
+    /// What a refusal says of a value that is not of the column's type.
+    pub fn complain(&self, value: &str) -> String {
         const SHOWN: usize = 60;
         let mut shown: String = value.chars().take(SHOWN).collect();
         if shown.len() < value.len() {
@@ -162,19 +169,28 @@ impl Mapped {
     }
 }
 
-/// What is wrong with `columns` whatever the database is.
-pub fn check(columns: &[Column]) -> Vec<Complaint> {
+/// What is wrong with `columns` whatever the table is, in a database that compares names like
+/// `same` and also has the types that `has_type` knows.
+pub fn check(
+    columns: &[Column],
+    same: fn(&str, &str) -> bool,
+    has_type: fn(&str) -> bool,
+) -> Vec<Complaint> {
     let mut complaints = Vec::new();
     let mut complain = |message| complaints.push(Complaint { key: "columns", message });
     if columns.is_empty() {
         complain("no column is named (name at least one, or leave `columns` out)".into());
     }
     for (at, column) in columns.iter().enumerate() {
-        if columns[..at].iter().any(|other| other.name.eq_ignore_ascii_case(&column.name)) {
-            complain(format!("column `{}` is named twice (SQL knows no case)", column.name));
+        if let Some(other) = columns[..at].iter().find(|other| same(&other.name, &column.name)) {
+            let hint = if other.name == column.name { "" } else { " (its SQL knows no case)" };
+            complain(format!("column `{}` is named twice{hint}", column.name));
         }
         let Some(name) = &column.ty else { continue };
         let Some(ty) = Type::parse(name) else {
+            if has_type(name) {
+                continue;
+            }
             complain(unknown_type(&column.name, name));
             continue;
         };
@@ -198,12 +214,8 @@ pub fn check(columns: &[Column]) -> Vec<Complaint> {
 }
 
 fn unknown_type(column: &str, name: &str) -> String {
-    let near = Type::NAMES
-        .iter()
-        .map(|(known, _)| (strsim::damerau_levenshtein(known, &name.to_lowercase()), *known))
-        .min()
-        .filter(|(distance, known)| *distance <= 1 + known.len() / 4);
-    let hint = near.map(|(_, known)| format!(", did you mean `{known}`?")).unwrap_or_default();
+    let known = Type::NAMES.iter().map(|(known, _)| *known);
+    let hint = did_you_mean(&name.to_lowercase(), known);
     format!(
         "column `{column}`: unknown type `{name}`{hint} (allowed: bigint, integer, smallint, \
          double precision, real, numeric, text, varchar, boolean, timestamptz, timestamp, uuid, \
@@ -295,11 +307,12 @@ mod tests {
             from,
             ty: Some(ty.into()).filter(|ty: &String| !ty.is_empty()),
         };
-        let found = check(&[
+        let columns = [
             column("a", Selector::Body, "bigin"),
             column("A", Selector::Id, "integer"),
             column("b", Selector::Time, "varchar(30)"),
-        ]);
+        ];
+        let found = check(&columns, str::eq_ignore_ascii_case, |_| false);
         let messages: Vec<_> = found.iter().map(|complaint| complaint.message.as_str()).collect();
         assert_eq!(messages.len(), 3, "{messages:?}");
         assert!(messages[0].contains("unknown type `bigin`, did you mean `bigint`?"));

@@ -46,8 +46,9 @@ pub static KIND: Kind = Kind {
     },
     place: |values| values.str("path").into(),
     look: |values| Some(format!("tail -f {}", values.str("path"))),
+    writers: |_| 1,
     open,
-    rows: None,
+    reader: None,
 };
 
 static KEYS: &[Key] = &[

@@ -6,56 +6,8 @@ use anyhow::{Result, bail};
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
-use super::super::database::trouble;
-use crate::sink::columns::Type;
-
-/// A column of an existing table.
-#[derive(Clone, Debug)]
-pub(super) struct Found {
-    /// Its name.
-    pub(super) name: String,
-    /// Its type as declared; may be empty.
-    pub(super) declared: String,
-    /// It must have a value, and has none by itself.
-    pub(super) needed: bool,
-    /// It is computed, and cannot be written.
-    pub(super) generated: bool,
-}
-
-impl Found {
-    /// Whether it is declared to hold JSON.
-    pub(super) fn is_json(&self) -> bool {
-        Type::parse(&self.declared) == Some(Type::Json)
-    }
-
-    /// Whether it is declared to hold truth values.
-    pub(super) fn is_bool(&self) -> bool {
-        Type::parse(&self.declared) == Some(Type::Bool)
-    }
-}
-
-/// An existing table.
-#[derive(Debug)]
-pub(super) struct Layout {
-    pub(super) columns: Vec<Found>,
-    /// The sets of columns of which no two rows have the same values.
-    pub(super) unique: Vec<Vec<String>>,
-}
-
-impl Layout {
-    /// The column of this name, whatever its case.
-    pub(super) fn column(&self, name: &str) -> Option<&Found> {
-        self.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name))
-    }
-
-    /// Whether these columns together, in any order, are a primary key or unique.
-    pub(super) fn is_unique(&self, names: &[&str]) -> bool {
-        self.unique.iter().any(|set| {
-            set.len() == names.len()
-                && names.iter().all(|name| set.iter().any(|it| it.eq_ignore_ascii_case(name)))
-        })
-    }
-}
+use crate::sink::database::trouble;
+use crate::sink::table::{Found, Layout};
 
 /// The table as it is, or `None` when there is none.
 pub(super) async fn read(

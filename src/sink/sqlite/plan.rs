@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use super::Config;
-use super::layout::{Found, Layout};
+use super::DIALECT;
 use crate::sink::columns::{Mapped, Mapping, Type};
+use crate::sink::table::{self, Config, Fitted, Found, Layout};
 use crate::spec::Selector;
 
 /// SQLite's limit on the placeholders of one statement.
@@ -45,38 +45,18 @@ impl Plan {
     /// A plan for this table, or why there can be none.
     pub(super) fn new(config: &Config, layout: &Layout, path: &Path) -> Result<Self> {
         let place = format!("table `{}` in {}", config.table, path.display());
-        let columns = config.columns.iter().map(|it| mapped(it, layout, &place));
-        let mut columns = columns.collect::<Result<Vec<_>>>()?;
-        let id_column = id_column(config, layout, &mut columns, &place)?;
-        refuse_unfilled(layout, &columns, &place)?;
-        let known = match (&id_column, config.key.is_empty()) {
-            (Some(_), true) => Known::ByColumn,
-            _ => Known::BySeen,
-        };
-        let mut key = Vec::new();
-        for name in &config.key {
-            match columns.iter().position(|column| column.name.eq_ignore_ascii_case(name)) {
-                Some(at) => key.push(at),
-                None => bail!("{place}: `key` names `{name}`, which `columns` does not"),
-            }
-        }
-        let keys: Vec<&str> = config.key.iter().map(String::as_str).collect();
-        if !keys.is_empty() && !layout.is_unique(&keys) {
-            let list = keys.join(", ");
-            bail!(
-                "{place}: `key` ({list}) is neither its primary key nor unique (CREATE UNIQUE \
-                 INDEX … ON {} ({list}))",
-                quote(&config.table)
-            );
-        }
-        let conflict = match (&id_column, key.is_empty()) {
-            (_, false) => on_key(&columns, &key),
-            (Some(id), true) => format!(" ON CONFLICT ({}) DO NOTHING", quote(id)),
-            (None, true) => String::new(),
+        let table = quote(&config.table);
+        let Fitted { columns, id, key } =
+            table::fit(config, layout, &DIALECT, (&place, &table), read_as)?;
+        let known = if id.is_some() { Known::ByColumn } else { Known::BySeen };
+        let conflict = match id {
+            _ if !key.is_empty() => on_key(&columns, &key),
+            Some(id) => format!(" ON CONFLICT ({}) DO NOTHING", quote(&columns[id].name)),
+            None => String::new(),
         };
         let names: Vec<_> = columns.iter().map(|column| quote(&column.name)).collect();
         Ok(Self {
-            insert: format!("INSERT INTO {} ({}) VALUES ", quote(&config.table), names.join(", ")),
+            insert: format!("INSERT INTO {table} ({}) VALUES ", names.join(", ")),
             conflict,
             mapping: Mapping::new(columns),
             known,
@@ -134,83 +114,15 @@ fn on_key(columns: &[Mapped], key: &[usize]) -> String {
     }
 }
 
-/// The column that keeps the id, mapped in if it was not. `None`: the table has none.
-fn id_column(
-    config: &Config,
-    layout: &Layout,
-    columns: &mut Vec<Mapped>,
-    place: &str,
-) -> Result<Option<String>> {
-    let name = match columns.iter().find(|column| column.from == Selector::Id) {
-        Some(column) => column.name.clone(),
-        None => match layout.column(&config.id_column) {
-            Some(found) => {
-                let column = (found.name.clone(), Selector::Id, None);
-                columns.insert(0, mapped(&column, layout, place)?);
-                found.name.clone()
-            }
-            None if config.id_column_asked => bail!(
-                "{place} has no column `{}`{} (add it, unique; or leave `id_column` out, and the \
-                 ids seen are kept beside the table)",
-                config.id_column,
-                did_you_mean(&config.id_column, layout)
-            ),
-            None => return Ok(None),
-        },
-    };
-    if config.key.is_empty() && !layout.is_unique(&[&name]) {
-        bail!(
-            "{place}: its id column `{name}` is neither its primary key nor unique, so an event \
-             could be stored twice (CREATE UNIQUE INDEX … ON {} ({}))",
-            quote(&config.table),
-            quote(&name)
-        );
-    }
-    Ok(Some(name))
-}
-
-/// Every row would be refused when a column that must have a value gets none.
-fn refuse_unfilled(layout: &Layout, columns: &[Mapped], place: &str) -> Result<()> {
-    let filled =
-        |found: &&Found| columns.iter().any(|column| column.name.eq_ignore_ascii_case(&found.name));
-    match layout.columns.iter().find(|found| found.needed && !found.generated && !filled(found)) {
-        Some(found) => bail!(
-            "{place}: column `{}` is NOT NULL without a default, and nothing goes into it (name \
-             it in `columns`)",
-            found.name
-        ),
-        None => Ok(()),
-    }
-}
-
-/// A mapped column, checked against the table.
-fn mapped(
-    (name, from, ty): &(String, Selector, Option<String>),
-    layout: &Layout,
-    place: &str,
-) -> Result<Mapped> {
-    let Some(found) = layout.column(name) else {
-        let known: Vec<_> = layout.columns.iter().map(|it| format!("`{}`", it.name)).collect();
-        bail!(
-            "{place} has no column `{name}`{} (it has {}; change `columns`, or add the column)",
-            did_you_mean(name, layout),
-            known.join(", ")
-        );
-    };
-    if found.generated {
-        bail!("{place}: column `{name}` is generated and cannot be written (leave it out)");
-    }
-    let ty_name = ty.as_deref().unwrap_or(&found.declared).to_lowercase();
-    let ty = of_declared(&ty_name);
-    if *from == Selector::Id && matches!(ty, Type::Int(_) | Type::Float | Type::Bool) {
-        bail!("{place}: column `{name}` is {ty_name}, which an event's id is not (TEXT is right)");
-    }
-    Ok(Mapped { name: found.name.clone(), from: from.clone(), ty, ty_name })
+/// What the values of a column are read as: the type asked for, else the one it has.
+fn read_as(found: &Found, asked: Option<&str>) -> (Type, String) {
+    let name = asked.unwrap_or(&found.declared).to_lowercase();
+    (of_declared(&name), name)
 }
 
 /// The type of a declared name: by its usual meaning, else by SQLite's rules of affinity. Whole
 /// numbers have 64 bits here, whatever they are called.
-fn of_declared(declared: &str) -> Type {
+pub(super) fn of_declared(declared: &str) -> Type {
     let has = |words: &[&str]| words.iter().any(|word| declared.contains(word));
     match Type::parse(declared) {
         Some(Type::Int(_)) => Type::Int(64),
@@ -222,56 +134,21 @@ fn of_declared(declared: &str) -> Type {
     }
 }
 
-fn did_you_mean(name: &str, layout: &Layout) -> String {
-    let near = layout
-        .columns
-        .iter()
-        .map(|column| (strsim::damerau_levenshtein(&column.name, name), &column.name))
-        .min()
-        .filter(|(distance, known)| *distance <= 1 + known.len() / 4);
-    near.map(|(_, known)| format!(", did you mean `{known}`?")).unwrap_or_default()
-}
-
 /// An identifier of SQL, whatever it holds.
 pub(super) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// The statements that create the missing table.
+/// The statement that creates the missing table.
 pub(super) fn create(config: &Config) -> String {
-    let mut lines = Vec::new();
-    let id_mapped = config.columns.iter().any(|(_, from, _)| *from == Selector::Id);
-    if !id_mapped {
-        lines.push(id_line(config, &config.id_column));
-    }
-    for (name, from, ty) in &config.columns {
-        lines.push(match from {
-            Selector::Id => id_line(config, name),
-            _ => format!("{} {}", quote(name), declared(from, ty.as_deref())),
-        });
-    }
-    if config.default_columns {
-        lines.push(
-            "\"inserted_at\" TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))".into(),
-        );
-    }
-    if !config.key.is_empty() {
-        let names: Vec<_> = config.key.iter().map(|name| quote(name)).collect();
-        lines.push(format!("PRIMARY KEY ({})", names.join(", ")));
-    }
-    format!("CREATE TABLE IF NOT EXISTS {} (\n  {}\n)", quote(&config.table), lines.join(",\n  "))
-}
-
-/// With a `key`, a row's id is that of the event which wrote it last.
-fn id_line(config: &Config, name: &str) -> String {
-    let key = if config.key.is_empty() { " PRIMARY KEY" } else { "" };
-    format!("{} TEXT{key} NOT NULL", quote(name))
+    let lines = config.declarations(&DIALECT);
+    format!("CREATE TABLE IF NOT EXISTS {} {lines}", quote(&config.table))
 }
 
 /// What a column is declared as. Its affinity must not change what is stored: JSON and times are
 /// text to SQLite, and a member without a type stays what it is.
-fn declared(from: &Selector, ty: Option<&str>) -> &'static str {
-    match (ty.and_then(Type::parse), from) {
+pub(super) fn declared(from: &Selector, ty: Option<&str>) -> String {
+    let declared = match (ty.and_then(Type::parse), from) {
         (None, Selector::Member(_)) | (Some(Type::Any), _) => "",
         (Some(Type::Int(_)), _) => "INTEGER",
         (Some(Type::Bool), _) => "BOOLEAN",
@@ -279,5 +156,6 @@ fn declared(from: &Selector, ty: Option<&str>) -> &'static str {
         (Some(Type::Numeric), _) => "NUMERIC",
         (Some(Type::Bytes), _) => "BLOB",
         _ => "TEXT",
-    }
+    };
+    declared.into()
 }

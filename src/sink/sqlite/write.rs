@@ -3,16 +3,18 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::path::Path;
 
 use anyhow::Result;
 use sqlx::sqlite::{Sqlite, SqliteArguments};
 use sqlx::{Arguments, AssertSqlSafe, Transaction};
 
+use super::Table;
 use super::plan::{Known, Plan};
-use super::{Config, Table};
 use crate::event::{Delivery, EventId, Refusal, now_us};
-use crate::sink::columns::{Datum, time_text};
+use crate::sink::columns::{Datum, Mapping, time_text};
 use crate::sink::database::{Database, add, code, primary, says, statement, trouble};
+use crate::sink::table::Config;
 
 /// The events of a batch that fit the columns, as rows.
 struct Rows<'a> {
@@ -61,7 +63,8 @@ async fn singly(table: &mut Table, rows: &Rows<'_>, which: &[usize]) -> Result<V
 impl Table {
     /// A connection that knows of no transaction.
     async fn reconnect(&mut self) -> Result<()> {
-        self.database = Database::open(&self.config.path).await?;
+        let path = self.database.path().to_owned();
+        self.database = Database::open(&path).await?;
         Ok(())
     }
 }
@@ -82,9 +85,7 @@ fn read<'a>(plan: &Plan, batch: &[&'a Delivery], refusals: &mut Vec<Refusal>) ->
             plan.key.iter().find(|at| rows.values.get(start + **at) == Some(&Datum::Null));
         if let (Ok(()), Some(at)) = (&read, missing) {
             let name = &plan.mapping.columns()[*at].name;
-            read = Err(format!(
-                "column `{name}` is of the sink's `key`, and the event has no value for it"
-            ));
+            read = Err(Mapping::complain_no_key(name));
             rows.values.truncate(start);
         }
         match read {
@@ -101,9 +102,10 @@ fn read<'a>(plan: &Plan, batch: &[&'a Delivery], refusals: &mut Vec<Refusal>) ->
 /// Stores these rows in one transaction, without those that the database refuses.
 async fn transact(table: &mut Table, rows: &Rows<'_>, which: &[usize]) -> Result<End> {
     let Table { config, plan, database } = table;
+    let path = database.path().to_owned();
     let mut refusals = Vec::new();
     let mut transaction = database.begin().await?;
-    let hand = &mut Hand { config, plan, rows, transaction: &mut transaction };
+    let hand = &mut Hand { config, plan, rows, path: &path, transaction: &mut transaction };
     let which = match plan.known {
         Known::ByColumn => which.to_vec(),
         Known::BySeen => hand.unseen(which).await?,
@@ -132,7 +134,7 @@ async fn transact(table: &mut Table, rows: &Rows<'_>, which: &[usize]) -> Result
         Err(error) if primary(&error) == Some(code::CONSTRAINT) => {
             Ok(End::Undone(refused(config, &error)))
         }
-        Err(error) => Err(trouble(&config.path, error)),
+        Err(error) => Err(trouble(&path, error)),
     }
 }
 
@@ -150,6 +152,7 @@ struct Hand<'h, 't, 'a> {
     config: &'h Config,
     plan: &'h Plan,
     rows: &'h Rows<'a>,
+    path: &'h Path,
     transaction: &'h mut Transaction<'t, Sqlite>,
 }
 
@@ -163,7 +166,7 @@ impl Hand<'_, '_, '_> {
             Err(error) if self.is_the_rows_fault(&error).await => {
                 Ok(Some(refused(self.config, &error)))
             }
-            Err(error) => Err(trouble(&self.config.path, error)),
+            Err(error) => Err(trouble(self.path, error)),
         }
     }
 
@@ -225,7 +228,7 @@ impl Hand<'_, '_, '_> {
             }
             let query = sqlx::query_scalar_with::<_, Vec<u8>, _>(AssertSqlSafe(sql), arguments);
             let found = query.fetch_all(&mut **self.transaction).await;
-            let found = found.map_err(|error| trouble(&self.config.path, error))?;
+            let found = found.map_err(|error| trouble(self.path, error))?;
             let ids = found.into_iter().filter_map(|id| id.try_into().ok());
             seen.extend(ids.map(EventId::from_bytes));
         }
@@ -243,7 +246,7 @@ impl Hand<'_, '_, '_> {
             arguments,
         );
         let done = forget.execute(&mut **self.transaction).await;
-        done.map(|_| ()).map_err(|error| trouble(&self.config.path, error))
+        done.map(|_| ()).map_err(|error| trouble(self.path, error))
     }
 }
 

@@ -3,18 +3,20 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex as StdMutex, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow};
 use futures_util::future::BoxFuture;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, Row};
-use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::cache::Cache;
 use super::files::{Directory, Files, Turns, beside};
-use super::{lease, schema};
+use super::tx::Tx;
+use super::{alive, schema};
+use crate::stream::sql::local::Local;
+use crate::stream::sql::{Database, Mode, Sql, lease, lock};
 
 /// How long a call waits for another process that holds the database locked.
 const BUSY: Duration = Duration::from_secs(15);
@@ -28,11 +30,6 @@ const TRANSACTION_BYTES: u64 = 24 * 1024;
 /// The open files of this process, so that all who use one share its connections.
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Db>>>> = LazyLock::new(Mutex::default);
 
-/// A lock that outlives a panic elsewhere: what it guards is whole between any two statements.
-pub(super) fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// One open database file.
 pub(super) struct Db {
     path: PathBuf,
@@ -42,10 +39,7 @@ pub(super) struct Db {
     writer: Arc<Mutex<Conn>>,
     reader: Arc<Mutex<Conn>>,
     opened: StdMutex<Opened>,
-    /// Wakes one member of a (stream, group).
-    signals: StdMutex<HashMap<(String, String), Arc<Notify>>>,
-    /// Chunks that were appended or read of late.
-    pub cache: StdMutex<Cache>,
+    local: Local,
     /// The instances that this process marks as alive, each with the lock that says so.
     pub instances: StdMutex<HashMap<String, std::fs::File>>,
     /// Held while one is added.
@@ -71,40 +65,6 @@ struct Conn {
     logged: u64,
     /// The right to write, among processes.
     turns: Option<Arc<Turns>>,
-}
-
-/// A transaction that writes. Dropped unfinished, it takes its connection with it, which rolls
-/// it back.
-pub(super) struct Tx {
-    /// The connection.
-    pub sql: SqliteConnection,
-    /// Which opening of the file this is.
-    pub generation: u64,
-    /// Bytes of events it writes.
-    pub written: u64,
-}
-
-/// The connection to read with.
-pub(super) struct Read {
-    conn: OwnedMutexGuard<Conn>,
-    /// Which opening of the file this is.
-    pub generation: u64,
-}
-
-impl Read {
-    /// The connection.
-    pub fn sql(&mut self) -> Result<&mut SqliteConnection> {
-        self.conn.sql.as_mut().context("the connection is gone")
-    }
-}
-
-/// Whether a commit waits until it is on the disk, or only outlives the process.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Commit {
-    /// It outlives a power cut.
-    Durable,
-    /// It outlives the process. After a power cut it may be undone, together with all after it.
-    Quick,
 }
 
 impl Db {
@@ -134,8 +94,7 @@ impl Db {
             writer: Arc::default(),
             reader: Arc::default(),
             opened: StdMutex::default(),
-            signals: StdMutex::default(),
-            cache: StdMutex::default(),
+            local: Local::default(),
             instances: StdMutex::default(),
             holding: Mutex::default(),
             user: StdMutex::default(),
@@ -144,29 +103,15 @@ impl Db {
         }
     }
 
-    /// Runs `work` in a transaction, in a task of its own: a caller that goes away leaves neither
-    /// half a transaction nor a wrong cache behind.
-    pub async fn write<T, W>(self: &Arc<Self>, commit: Commit, work: W) -> Result<T>
-    where
-        T: Send + 'static,
-        W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>> + Send + 'static,
-    {
-        let conn = self.writer.clone().lock_owned().await;
-        let db = self.clone();
-        tokio::spawn(async move { db.transact(conn, commit, work).await })
-            .await
-            .unwrap_or_else(|error| Err(anyhow!(error).context("a transaction was cut off")))
-            .map_err(|error| self.explain(error))
-    }
-
-    async fn transact<T, W>(
+    /// Runs `work` in a transaction that writes.
+    async fn write<T, W>(
         &self,
         mut conn: OwnedMutexGuard<Conn>,
-        commit: Commit,
+        durable: bool,
         work: W,
     ) -> Result<T>
     where
-        W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>>,
+        W: for<'t> Fn(&'t mut dyn Sql) -> BoxFuture<'t, Result<T>>,
     {
         let turn = loop {
             self.ready(&mut conn).await?;
@@ -179,8 +124,7 @@ impl Db {
         };
         let generation = lock(&self.opened).generation;
         let sql = conn.sql.take().context("the connection is gone")?;
-        let mut tx = Tx { sql, generation, written: TRANSACTION_BYTES };
-        let durable = commit == Commit::Durable;
+        let mut tx = Tx::new(sql, generation);
         if conn.durable != Some(durable) {
             let pragma =
                 if durable { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
@@ -191,26 +135,38 @@ impl Db {
         if result.is_err() && !roll_back(&mut tx.sql).await {
             return result;
         }
-        conn.logged += tx.written;
+        conn.logged += TRANSACTION_BYTES + tx.written;
         conn.sql = Some(tx.sql);
         if conn.logged >= CHECKPOINT_BYTES {
             self.checkpoint(&mut conn).await;
         }
         drop(turn);
+        if result.is_ok() {
+            self.local.deliver(generation, tx.outbox);
+        }
         result
     }
 
-    /// The connection to read with. Statements on it see what was committed before each.
-    pub async fn read(&self) -> Result<Read> {
+    /// Runs `work` on the connection to read with. Statements on it see what was committed before
+    /// each.
+    async fn read<T, W>(&self, work: W) -> Result<T>
+    where
+        W: for<'t> Fn(&'t mut dyn Sql) -> BoxFuture<'t, Result<T>>,
+    {
         loop {
-            let conn = self.reader.clone().lock_owned().await;
+            let mut conn = self.reader.clone().lock_owned().await;
             let opened = *lock(&self.opened);
-            if conn.sql.is_some() && self.stands(&opened) {
-                return Ok(Read { conn, generation: opened.generation });
+            if self.stands(&opened)
+                && let Some(sql) = conn.sql.take()
+            {
+                let mut tx = Tx::new(sql, opened.generation);
+                let result = work(&mut tx).await;
+                conn.sql = Some(tx.sql);
+                return result;
             }
             drop(conn);
             let mut writer = self.writer.clone().lock_owned().await;
-            self.ready(&mut writer).await.map_err(|error| self.explain(error))?;
+            self.ready(&mut writer).await?;
         }
     }
 
@@ -243,7 +199,7 @@ impl Db {
         *lock(&self.user) = Some(way.user);
         drop(way.lock);
         let generation = opened.generation + 1;
-        lock(&self.cache).clear(generation);
+        self.local.clear(generation);
         *lock(&self.opened) = Opened { files: Some(files), generation };
         Ok(())
     }
@@ -255,9 +211,11 @@ impl Db {
         if replaced {
             // Of what a copy says that our members hold, they know nothing.
             let instances: Vec<String> = lock(&self.instances).keys().cloned().collect();
+            let mut tx = Tx::new(sql, 0);
             for instance in instances {
-                lease::release_all(&mut sql, &instance).await?;
+                lease::release_instance(&mut tx, &instance).await?;
             }
+            sql = tx.sql;
         }
         reader.sql = Some(connect_reader(&self.path).await?);
         writer.sql = Some(sql);
@@ -275,22 +233,8 @@ impl Db {
         }
     }
 
-    /// What wakes the members of a group.
-    pub fn signal(&self, stream: &str, group: &str) -> Arc<Notify> {
-        lock(&self.signals).entry((stream.to_owned(), group.to_owned())).or_default().clone()
-    }
-
-    /// Wakes a member of each group of `stream` (or of one).
-    pub fn wake(&self, stream: &str, group: Option<&str>) {
-        for ((of, name), signal) in &*lock(&self.signals) {
-            if of == stream && group.is_none_or(|group| group == name) {
-                signal.notify_one();
-            }
-        }
-    }
-
     /// Says which file it was, and what may help.
-    pub fn explain(&self, error: Error) -> Error {
+    fn explain(&self, error: Error) -> Error {
         let code = error.chain().find_map(|cause| match cause.downcast_ref::<sqlx::Error>()? {
             sqlx::Error::Database(error) => error.code()?.parse::<i32>().ok(),
             _ => None,
@@ -307,6 +251,42 @@ impl Db {
             _ => "",
         };
         error.context(format!("stream database {}{remedy}", self.path.display()))
+    }
+}
+
+impl Database for Db {
+    const LOOK: Duration = Duration::from_millis(150);
+    const TEND: Duration = Duration::from_millis(500);
+    const CACHE_IS_SURE: bool = true;
+
+    fn local(&self) -> &Local {
+        &self.local
+    }
+
+    async fn transact<T, W>(self: &Arc<Self>, mode: Mode, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: for<'t> Fn(&'t mut dyn Sql) -> BoxFuture<'t, Result<T>> + Send + Sync + 'static,
+    {
+        if mode == Mode::Read {
+            return self.read(work).await.map_err(|error| self.explain(error));
+        }
+        let conn = self.writer.clone().lock_owned().await;
+        let db = self.clone();
+        // In a task of its own: a caller that goes away leaves neither half a transaction nor a
+        // wrong cache behind.
+        tokio::spawn(async move { db.write(conn, mode == Mode::Durable, work).await })
+            .await
+            .unwrap_or_else(|error| Err(anyhow!(error).context("a transaction was cut off")))
+            .map_err(|error| self.explain(error))
+    }
+
+    async fn hold(self: &Arc<Self>, instance: &str) -> Result<()> {
+        alive::hold(self, instance).await
+    }
+
+    async fn free_dead(self: &Arc<Self>) -> Result<()> {
+        alive::free_dead(self).await
     }
 }
 
@@ -347,7 +327,7 @@ impl Drop for Db {
 
 async fn run<T, W>(tx: &mut Tx, work: W) -> Result<T>
 where
-    W: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T>>,
+    W: for<'t> Fn(&'t mut dyn Sql) -> BoxFuture<'t, Result<T>>,
 {
     // At once, so that no one else's commit can come between a look and a write.
     sqlx::query("BEGIN IMMEDIATE").execute(&mut tx.sql).await?;

@@ -1,44 +1,27 @@
 //! The stream backend that needs no server: SQLite, in one file of this machine, which any number
-//! of processes may open.
+//! of processes may open. The model is [`sql`](super::sql)'s; here is what is SQLite's own:
 //!
 //! - [`db`]: one open file: its connections, its transactions, and what happens when somebody
 //!   puts an older copy in its place ([`files`]).
-//! - [`schema`]: the tables: messages (a chunk of events a row), offsets, cursors, leases.
-//! - [`state`]: one stream in the file.
-//! - [`append`] and [`fetch`]: the way of the events in and out; [`lease`] and [`member`]: who
-//!   holds them meanwhile; [`dead`]: where they go when nobody wants them.
-//! - [`tend`]: what is deleted, and what is taken over from processes that are gone.
+//! - [`tx`]: how a transaction runs the model's statements.
+//! - [`schema`]: how the tables are created and told from somebody else's.
+//! - [`alive`]: which processes live, by file locks.
+//! - [`clock`]: the time that leases are counted in.
 
-mod append;
-mod cache;
+mod alive;
 mod clock;
 mod db;
-mod dead;
-mod fetch;
 mod files;
-mod lease;
-mod member;
 mod schema;
-mod state;
-mod status;
-mod tend;
+mod tx;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use async_trait::async_trait;
-use sqlx::{Row, SqliteConnection};
 
-use self::append::StreamWriter;
-use self::db::{Commit, Db};
-use self::member::Member;
-use self::state::Stream;
-use super::{
-    Backend, Capabilities, DeadLetter, Kind, Reader, ReaderSpec, StreamSpec, StreamStatus, Writer,
-};
-use crate::event::{Event, EventId};
-use crate::source::Dead;
+use self::db::Db;
+use super::{Backend, Capabilities, Kind, StreamSpec, sql};
 use crate::spec::{Default as KeyDefault, Key, Site, Ty};
 
 /// `kind = "embedded"`
@@ -68,79 +51,5 @@ pub static KIND: Kind = Kind {
 async fn open(spec: StreamSpec, site: Site) -> Result<Arc<dyn Backend>> {
     let path: PathBuf =
         spec.values.opt_path("path").unwrap_or_else(|| site.data_dir.join("streams.db"));
-    let db = Db::open(&path).await?;
-    tend::free_dead(&db).await?;
-    let stream = Arc::new(Stream::new(db, spec));
-    // Creates the stream and its groups.
-    stream.write(Commit::Durable, |_, _| Box::pin(async { Ok(()) })).await?;
-    Ok(Arc::new(Embedded { stream }))
-}
-
-async fn drop_group(sql: &mut SqliteConnection, stream: i64, name: &str) -> Result<bool> {
-    let row = sqlx::query("DELETE FROM groups WHERE stream = ? AND name = ? RETURNING id")
-        .bind(stream)
-        .bind(name)
-        .fetch_optional(&mut *sql)
-        .await?;
-    let Some(row) = row else { return Ok(false) };
-    let group: i64 = row.try_get(0)?;
-    for statement in [
-        "DELETE FROM leases WHERE grp = ?",
-        "DELETE FROM cursors WHERE grp = ?",
-        "DELETE FROM members WHERE grp = ?",
-    ] {
-        sqlx::query(statement).bind(group).execute(&mut *sql).await?;
-    }
-    Ok(true)
-}
-
-/// A stream in a database file.
-struct Embedded {
-    stream: Arc<Stream>,
-}
-
-#[async_trait]
-impl Backend for Embedded {
-    async fn writer(&self) -> Result<Box<dyn Writer>> {
-        Ok(Box::new(StreamWriter::new(self.stream.clone())))
-    }
-
-    async fn reader(&self, spec: ReaderSpec) -> Result<Arc<dyn Reader>> {
-        tend::hold(&self.stream.db, &spec.member).await?;
-        Ok(Arc::new(Member::open(self.stream.clone(), spec).await?))
-    }
-
-    async fn status(&self) -> Result<StreamStatus> {
-        self.stream.tend();
-        status::status(&self.stream).await
-    }
-
-    async fn peek(&self, count: usize) -> Result<Vec<Event>> {
-        status::peek(&self.stream, count).await
-    }
-
-    async fn drop_group(&self, group: &str) -> Result<bool> {
-        let group = group.to_owned();
-        self.stream
-            .write(Commit::Durable, move |tx, ids| {
-                Box::pin(async move { drop_group(&mut tx.sql, ids.stream, &group).await })
-            })
-            .await
-    }
-
-    async fn dead(&self) -> Result<Vec<DeadLetter>> {
-        dead::list(&self.stream).await
-    }
-
-    async fn file_dead(&self, dead: &[Dead]) -> Result<()> {
-        dead::file(&self.stream, dead).await
-    }
-
-    async fn replay_dead(&self, ids: &[EventId]) -> Result<u64> {
-        dead::replay(&self.stream, ids).await
-    }
-
-    async fn drop_dead(&self, ids: &[EventId]) -> Result<u64> {
-        dead::forget(&self.stream, ids).await
-    }
+    sql::backend::open(Db::open(&path).await?, spec).await
 }
