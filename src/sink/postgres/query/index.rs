@@ -80,7 +80,7 @@ fn missing(view: &View, order: Option<&str>) -> Vec<Index> {
         && order.indexable
         && order.names.len() > 1
     {
-        wanted.push(named("newest", format!("({})", order.sql())));
+        wanted.push(named("newest", format!("({})", order.sql(""))));
     }
     wanted.retain(|index| !view.indexes.contains(&index.name));
     wanted

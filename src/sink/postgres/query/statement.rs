@@ -56,13 +56,14 @@ impl View {
             false => format!(" WHERE {}", wanted.join(" AND ")),
         };
         let columns: Vec<_> = self.columns.iter().map(Column::shown).collect();
+        // With `t.`, as what is selected has the columns' names too.
         let places: String = order.names.iter().map(|name| format!(", t.{name}::text")).collect();
         let sql = format!(
             "SELECT (SELECT row_to_json(r) FROM (SELECT {}) r)::text{places} FROM {} t{wanted} \
              ORDER BY {} LIMIT {}",
             columns.join(", "),
             self.name.sql(),
-            order.sql(),
+            order.sql("t."),
             ask.limit + 1
         );
         Ok(Statement { sql, bound })

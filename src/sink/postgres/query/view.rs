@@ -38,7 +38,7 @@ impl<'c> From<&'c Column> for Named<'c> {
 
 /// What rows are put in order by.
 pub(super) struct Order {
-    /// Each column as SQL calls it.
+    /// Each column, quoted.
     pub(super) names: Vec<String>,
     /// Each column's type.
     pub(super) types: Vec<String>,
@@ -49,9 +49,9 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// `"a" DESC, "b" DESC`
-    pub(super) fn sql(&self) -> String {
-        let mut parts: Vec<_> = self.names.iter().map(|name| format!("{name} DESC")).collect();
+    /// `"a" DESC, "b" DESC`; `of` comes before each name.
+    pub(super) fn sql(&self, of: &str) -> String {
+        let mut parts: Vec<_> = self.names.iter().map(|name| format!("{of}{name} DESC")).collect();
         if let Some(first) = parts.first_mut().filter(|_| self.nullable) {
             first.push_str(" NULLS LAST");
         }
