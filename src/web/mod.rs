@@ -13,7 +13,10 @@ use std::sync::Arc;
 use actix::Addr;
 use actix_web::dev::ServerHandle;
 use actix_web::http::header::ContentType;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, Responder, web};
+use actix_web::{
+    App, FromRequest, Handler, HttpRequest, HttpResponse, HttpServer, Resource, Responder,
+    ResponseError, web,
+};
 use anyhow::{Context, Result};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -111,20 +114,18 @@ fn listen(
     let server = HttpServer::new(move || {
         let app = App::new()
             .app_data(served.clone())
-            .route("/livez", web::get().to(livez))
-            .route("/healthz", web::get().to(healthz))
-            .route("/readyz", web::get().to(readyz));
+            .service(shown("/livez", livez))
+            .service(shown("/healthz", healthz))
+            .service(shown("/readyz", readyz));
         let app = match side.inside {
-            true => app
-                .route("/streams", web::get().to(streams))
-                .route("/metrics", web::get().to(metrics)),
+            true => app.service(shown("/streams", streams)).service(shown("/metrics", metrics)),
             false => app,
         };
         match side.intake {
             true => {
                 let api = openapi::describe(&served.intake, &served.queries, side.inside);
                 let api = move || std::future::ready(HttpResponse::Ok().json(api.clone()));
-                app.route("/openapi.json", web::get().to(api)).default_service(web::to(others))
+                app.service(shown("/openapi.json", api)).default_service(web::to(others))
             }
             false => app.default_service(web::to(nothing)),
         }
@@ -140,6 +141,20 @@ fn listen(
     let handle = server.handle();
     actix_rt::spawn(server);
     Ok(handle)
+}
+
+/// What can be got at a path, and nothing else done there.
+fn shown<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args>,
+    F::Output: Responder + 'static,
+    Args: FromRequest + 'static,
+{
+    let other = || std::future::ready(Problem::only_get().error_response());
+    web::resource(path)
+        .route(web::get().to(handler.clone()))
+        .route(web::head().to(handler))
+        .default_service(web::to(other))
 }
 
 fn tls_config(tls: &Tls) -> Result<ServerConfig> {

@@ -185,7 +185,8 @@ fn rows(query: &QuerySpec) -> Json {
     answers.insert("304".into(), same);
     let parameter = |place: &str, name: &str, about: &str, schema: Json| json!({ "name": name, "in": place, "description": about, "schema": schema });
     let limit = json!({ "type": "integer", "minimum": 1, "maximum": ROWS_MAX, "default": ROWS });
-    let filters = json!({ "type": "object", "additionalProperties": { "type": "string" } });
+    let after = json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]{13,}$" });
+    let filters = json!({ "type": "object", "additionalProperties": true });
     let about = "Any other name is a column, or a member of the JSON column (dotted for nested \
                  ones), and the value it is to have.";
     json!({
@@ -193,7 +194,7 @@ fn rows(query: &QuerySpec) -> Json {
         "operationId": format!("query_{}", query.name),
         "parameters": [
             parameter("query", "limit", "Rows in the page.", limit),
-            parameter("query", "after", "`next` of the page before.", json!({ "type": "string" })),
+            parameter("query", "after", "`next` of the page before.", after),
             parameter("query", "filters", about, filters),
             parameter("header", "If-None-Match", "ETags that are known.", json!({
                 "type": "string",
