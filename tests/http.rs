@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use process::{Place, eventually, free_port};
+use process::{Place, Request, eventually, free_port};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -42,6 +42,22 @@ fn with_an_admin_address_the_inside_is_shown_there_alone() {
     for path in ["/streams", "/metrics"] {
         assert_eq!(running.get(path).0, 404, "{path}");
         assert_eq!(process::try_get(admin, path).unwrap().0, 200, "{path}");
+    }
+}
+
+#[test]
+fn what_is_shown_is_got_and_nothing_else_done_with_it() {
+    let place = Place::new(&("[http]\nlisten = \"127.0.0.1:{port}\"\n".to_owned() + FLOW));
+    let running = place.start();
+    eventually("health", || running.get("/healthz").0 == 200);
+    for path in ["/livez", "/readyz", "/healthz", "/streams", "/metrics", "/openapi.json"] {
+        let head = Request::new("HEAD", path).send(place.port).unwrap();
+        assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
+        for method in ["POST", "DELETE", "TRACE"] {
+            let answer = Request::new(method, path).send(place.port).unwrap();
+            assert_eq!(answer.status, 405, "{method} {path}");
+            assert!(answer.head.contains("allow: GET, HEAD"), "{answer:?}");
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use crate::topology::promise::{ROUTES_MAX, routes};
 
-/// Everything that is wrong with a topology file, or what each of its routes promises.
+/// Everything that is wrong with a topology file, or what each of its routes promises and what its
+/// queries read.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The topology file
@@ -22,7 +23,8 @@ pub fn run(args: &Args) -> Result<()> {
     if routes.len() == ROUTES_MAX {
         text.push_str(&format!("(the first {ROUTES_MAX} routes)\n"));
     }
-    if routes.is_empty() {
+    text.extend(topology.queries.iter().map(|query| format!("{query}\n")));
+    if routes.is_empty() && topology.queries.is_empty() {
         text.push_str("no route: no source writes and no group reads\n");
     }
     super::print(&text)

@@ -166,9 +166,6 @@ fn warn_of_what_is_not_there(topology: &Topology) {
     if topology.tracing.is_some() {
         eprintln!("warning: [tracing] is checked, but this version sends no spans");
     }
-    for query in &topology.queries {
-        eprintln!("warning: [query.{}] is checked, but this version serves no queries", query.name);
-    }
 }
 
 /// Says what runs and where to look, on standard error.
@@ -180,6 +177,9 @@ fn show_what_to_look_at(topology: &Topology, part: &Part, file: &std::path::Path
     if let Some(http) = &topology.http {
         let (scheme, address) = (if http.tls.is_some() { "https" } else { "http" }, &http.listen);
         eprintln!("  look at {scheme}://{address}/streams, /healthz and /metrics");
+        for query in &topology.queries {
+            eprintln!("  try     curl {scheme}://{address}{}", query.path);
+        }
     }
     for sink in &topology.sinks {
         let runs = topology

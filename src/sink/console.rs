@@ -25,6 +25,7 @@ pub static KIND: Kind = Kind {
     look: |_| None,
     writers: |_| 1,
     open: |_, _| Box::pin(async { Ok(Box::new(Console) as Box<dyn Sink>) }),
+    reader: None,
 };
 
 struct Console;

@@ -67,7 +67,7 @@ impl Database {
     }
 }
 
-fn identity(path: &Path) -> Result<(u64, u64)> {
+pub(super) fn identity(path: &Path) -> Result<(u64, u64)> {
     let found = path.metadata().with_context(|| format!("no database at {}", path.display()))?;
     Ok((found.dev(), found.ino()))
 }
@@ -131,6 +131,8 @@ pub(super) mod code {
     pub const BUSY: i32 = 5;
     /// The file or its directory cannot be written.
     pub const READONLY: i32 = 8;
+    /// It was told to stop.
+    pub const INTERRUPT: i32 = 9;
     /// The disk does not work.
     pub const IOERR: i32 = 10;
     /// The file is damaged.

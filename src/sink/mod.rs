@@ -9,6 +9,7 @@ mod database;
 mod file;
 mod line;
 mod postgres;
+pub mod query;
 mod sqlite;
 mod table;
 
@@ -18,6 +19,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
+use self::query::OpenReader;
 use crate::event::{Delivery, Refusal};
 use crate::spec::{Complaint, Key, Site, Values};
 
@@ -82,6 +84,8 @@ pub struct Kind {
     pub writers: fn(&Values) -> usize,
     /// Opens one.
     pub open: fn(SinkSpec, Site) -> Opening,
+    /// Reads back what it stores, where it is a database.
+    pub reader: Option<OpenReader>,
 }
 
 /// A sink on its way to being open.

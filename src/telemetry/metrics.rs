@@ -37,6 +37,22 @@ pub struct ComponentLabels {
     pub component: String,
 }
 
+/// Labels of a query's figures.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QueryLabels {
+    /// The query.
+    pub query: String,
+}
+
+/// Labels of a query's answers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct QueryStatusLabels {
+    /// The query.
+    pub query: String,
+    /// The HTTP status.
+    pub status: u16,
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// Everything that is counted.
@@ -63,6 +79,14 @@ pub struct Metrics {
     pub batch_events: Histograms<ComponentLabels>,
     /// Seconds from acceptance to storage.
     pub storage_seconds: Histograms<GroupLabels>,
+    /// Requests of a query, by the status of the answer.
+    pub query_requests: Family<QueryStatusLabels, Counter>,
+    /// Answers of a query that its cache had.
+    pub query_cache_hits: Family<QueryLabels, Counter>,
+    /// Answers of a query that its cache did not have.
+    pub query_cache_misses: Family<QueryLabels, Counter>,
+    /// Seconds a query took to be answered.
+    pub query_seconds: Histograms<QueryLabels>,
 }
 
 impl Default for Metrics {
@@ -122,6 +146,26 @@ impl Default for Metrics {
             storage_seconds: declare!(
                 "storage_seconds",
                 "Seconds from the acceptance of an event to its storage",
+                Family::new_with_constructor(seconds)
+            ),
+            query_requests: declare!(
+                "query_requests",
+                "Requests of a query, by the status of the answer",
+                Family::default()
+            ),
+            query_cache_hits: declare!(
+                "query_cache_hits",
+                "Answers of a query that came from its cache",
+                Family::default()
+            ),
+            query_cache_misses: declare!(
+                "query_cache_misses",
+                "Answers of a query that its cache did not have",
+                Family::default()
+            ),
+            query_seconds: declare!(
+                "query_seconds",
+                "Seconds until a query was answered",
                 Family::new_with_constructor(seconds)
             ),
             named: Mutex::default(),

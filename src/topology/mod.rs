@@ -33,7 +33,7 @@ pub use tables::Kinds;
 use crate::sink::{self, SinkSpec};
 use crate::source::{self, SourceSpec};
 use crate::spec::text::{Secret, redact};
-use crate::spec::{Ty, Values};
+use crate::spec::{Ty, Values, units};
 use crate::stream::{GroupSpec, StreamSpec};
 
 /// A topology file, checked. Components stand in the order of the file.
@@ -152,6 +152,20 @@ pub struct Cache {
     pub ttl: Duration,
 }
 
+impl fmt::Display for QuerySpec {
+    /// What is read where, in a few words without a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GET {}: rows of {}, newest first", self.path, self.sink)?;
+        if let Some(order) = &self.order {
+            write!(f, " by {order}")?;
+        }
+        match &self.cache {
+            Some(cache) => write!(f, ", kept for {}", units::duration_text(cache.ttl)),
+            None => Ok(()),
+        }
+    }
+}
+
 impl fmt::Debug for Tracing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} as {}, {:?}", redact(&self.otlp), self.service, self.sample)
@@ -225,9 +239,9 @@ pub fn needs_http(kind: &'static source::Kind, values: &Values) -> Option<&'stat
     kind.keys.iter().find(reached).map(|key| key.name)
 }
 
-/// Whether a sink is a database, whose rows a query reads back: it writes a table.
+/// Whether a sink is a database, whose rows a query reads back.
 pub fn is_database(kind: &sink::Kind) -> bool {
-    kind.keys.iter().any(|key| key.name == "table")
+    kind.reader.is_some()
 }
 
 /// A path without what changes nothing (`./`, `//`).

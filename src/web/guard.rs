@@ -58,7 +58,7 @@ impl Guard {
     /// Lets a request in, unless there are too many. It is out when the pass is dropped.
     pub fn enter(self: &Arc<Self>) -> Option<Pass> {
         let under_way = self.requests.fetch_add(1, Ordering::Relaxed);
-        let pass = Pass { guard: self.clone(), bytes: 0 };
+        let pass = Pass { guard: self.clone(), bytes: AtomicUsize::new(0) };
         (under_way < self.requests_max).then_some(pass)
     }
 }
@@ -66,14 +66,14 @@ impl Guard {
 /// One request that is under way, and the bytes it holds.
 pub struct Pass {
     guard: Arc<Guard>,
-    bytes: usize,
+    bytes: AtomicUsize,
 }
 
 impl Pass {
     /// Takes room for more bytes. `false`: there is none.
-    pub fn hold(&mut self, bytes: usize) -> bool {
+    pub fn hold(&self, bytes: usize) -> bool {
         let held = self.guard.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         held + bytes <= BYTES_MAX
     }
 }
@@ -81,6 +81,6 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         self.guard.requests.fetch_sub(1, Ordering::Relaxed);
-        self.guard.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.guard.bytes.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
     }
 }

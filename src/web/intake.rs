@@ -114,11 +114,11 @@ impl Intake {
         request: &HttpRequest,
         payload: web::Payload,
     ) -> Result<HttpResponse, Problem> {
-        let mut pass = self.admit(request)?;
+        let pass = self.admit(request)?;
         let key = idempotency_key(request)?;
         let format = format(request)?;
         check_encoding(request)?;
-        let reading = self.read_body(request, payload, &mut pass);
+        let reading = self.read_body(request, payload, &pass);
         let body =
             tokio::time::timeout(BODY_WAIT, reading).await.map_err(|_| Problem::slow())??;
         let bodies = read(format, &body).map_err(|error| Problem::bad(error.to_string()))?;
@@ -133,7 +133,7 @@ impl Intake {
         &self,
         request: &HttpRequest,
         payload: web::Payload,
-        pass: &mut Pass,
+        pass: &Pass,
     ) -> Result<Bytes, Problem> {
         let max = self.guard.body_max;
         let length = request.headers().get(CONTENT_LENGTH).and_then(|it| it.to_str().ok());

@@ -5,6 +5,7 @@ mod guard;
 mod intake;
 mod openapi;
 mod problem;
+mod query;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -12,7 +13,10 @@ use std::sync::Arc;
 use actix::Addr;
 use actix_web::dev::ServerHandle;
 use actix_web::http::header::ContentType;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, Responder, web};
+use actix_web::{
+    App, FromRequest, Handler, HttpRequest, HttpResponse, HttpServer, Resource, Responder,
+    ResponseError, web,
+};
 use anyhow::{Context, Result};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -22,6 +26,7 @@ use serde::Serialize;
 use self::guard::Guard;
 use self::intake::Intake;
 use self::problem::Problem;
+use self::query::Queries;
 use crate::actor::message::Inspect;
 use crate::actor::supervisor::{Part, Supervisor};
 use crate::spec::Room;
@@ -52,8 +57,11 @@ struct Served {
     supervisor: Addr<Supervisor>,
     board: Arc<Board>,
     intake: Intake,
-    /// Names of the components that requests need; none: whatever runs here.
+    queries: Queries,
+    /// Names of the components that posts and triggers need.
     needed: Vec<String>,
+    /// Requests are what the process is here for, among others.
+    requested: bool,
 }
 
 /// Listens on `listen`, and on `admin` where it is given; then what shows the inside of the
@@ -65,15 +73,18 @@ pub fn start(
     supervisor: &Addr<Supervisor>,
     board: &Arc<Board>,
 ) -> Result<Server> {
-    let intake = Intake::new(topology, Guard::new(http), |room, name| part.has(room, name));
+    let guard = Guard::new(http);
+    let queries = Queries::new(topology, guard.clone(), board.clone())?;
+    let intake = Intake::new(topology, guard, |room, name| part.has(room, name));
     let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
     let needed = sources.flat_map(|source| {
         let (own, to) = (Room::Source.noun(), Room::Stream.noun());
         [format!("{own}.{}", source.name), format!("{to}.{}", source.to)]
     });
-    let needed = needed.collect();
+    let needed: Vec<_> = needed.collect();
+    let requested = !needed.is_empty() || !queries.specs().is_empty();
     let (supervisor, board) = (supervisor.clone(), board.clone());
-    let served = web::Data::new(Served { supervisor, board, intake, needed });
+    let served = web::Data::new(Served { supervisor, board, intake, queries, needed, requested });
     let (tls, all) = (http.tls.as_ref(), http.admin.is_none());
     let mut handles = vec![listen(&http.listen, tls, Side { inside: all, intake: true }, &served)?];
     if let Some(admin) = &http.admin {
@@ -103,20 +114,18 @@ fn listen(
     let server = HttpServer::new(move || {
         let app = App::new()
             .app_data(served.clone())
-            .route("/livez", web::get().to(livez))
-            .route("/healthz", web::get().to(healthz))
-            .route("/readyz", web::get().to(readyz));
+            .service(shown("/livez", livez))
+            .service(shown("/healthz", healthz))
+            .service(shown("/readyz", readyz));
         let app = match side.inside {
-            true => app
-                .route("/streams", web::get().to(streams))
-                .route("/metrics", web::get().to(metrics)),
+            true => app.service(shown("/streams", streams)).service(shown("/metrics", metrics)),
             false => app,
         };
         match side.intake {
             true => {
-                let api = openapi::describe(&served.intake, side.inside);
+                let api = openapi::describe(&served.intake, &served.queries, side.inside);
                 let api = move || std::future::ready(HttpResponse::Ok().json(api.clone()));
-                app.route("/openapi.json", web::get().to(api)).default_service(web::to(others))
+                app.service(shown("/openapi.json", api)).default_service(web::to(others))
             }
             false => app.default_service(web::to(nothing)),
         }
@@ -132,6 +141,20 @@ fn listen(
     let handle = server.handle();
     actix_rt::spawn(server);
     Ok(handle)
+}
+
+/// What can be got at a path, and nothing else done there.
+fn shown<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args>,
+    F::Output: Responder + 'static,
+    Args: FromRequest + 'static,
+{
+    let other = || std::future::ready(Problem::only_get().error_response());
+    web::resource(path)
+        .route(web::get().to(handler.clone()))
+        .route(web::head().to(handler))
+        .default_service(web::to(other))
 }
 
 fn tls_config(tls: &Tls) -> Result<ServerConfig> {
@@ -170,16 +193,21 @@ impl Health {
 }
 
 async fn healthz(served: web::Data<Served>) -> impl Responder {
-    let troubles = served.board.troubles();
+    let mut troubles = served.board.troubles();
+    troubles.extend(served.queries.troubles().await);
     let healthy = troubles.is_empty();
     Health::answer(troubles, healthy)
 }
 
-/// Where requests make events, what they need decides; a sink that is away does not stop them.
+/// Where requests make events or ask for rows, what they need decides: a sink that is away does not
+/// stop those that make events.
 async fn readyz(served: web::Data<Served>) -> impl Responder {
-    let troubles = served.board.troubles();
+    let mut troubles = served.board.troubles();
     let needed = &served.needed;
-    let ready = !troubles.iter().any(|it| needed.is_empty() || needed.contains(&it.name));
+    let away = troubles.iter().any(|it| !served.requested || needed.contains(&it.name));
+    let unanswered = served.queries.troubles().await;
+    let ready = !away && unanswered.is_empty();
+    troubles.extend(unanswered);
     Health::answer(troubles, ready)
 }
 
@@ -213,6 +241,9 @@ async fn others(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
+    if let Some(answer) = served.queries.answer(&request).await {
+        return Ok(answer);
+    }
     match served.intake.answer(&request, payload).await {
         Some(answer) => answer,
         None => Ok(nothing().await),

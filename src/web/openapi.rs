@@ -3,9 +3,12 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::intake::Intake;
+use super::query::{Queries, ROWS};
+use crate::sink::query::ROWS_MAX;
+use crate::topology::QuerySpec;
 
 /// The description of what is served on the same address.
-pub fn describe(intake: &Intake, inside: bool) -> Json {
+pub fn describe(intake: &Intake, queries: &Queries, inside: bool) -> Json {
     let mut paths = Map::new();
     let mut sources: Vec<_> = intake.posts().collect();
     sources.sort_by_key(|(path, _)| *path);
@@ -18,6 +21,9 @@ pub fn describe(intake: &Intake, inside: bool) -> Json {
     for source in intake.triggers() {
         let path = format!("/publish/{}", source.name);
         paths.insert(path, json!({ "post": trigger(&source.name, false) }));
+    }
+    for query in queries.specs() {
+        paths.insert(query.path.clone(), json!({ "get": rows(query) }));
     }
     for (path, summary, answers) in always(inside) {
         let answers = answers
@@ -145,16 +151,70 @@ fn trigger(source: &str, several: bool) -> Json {
     })
 }
 
-/// Every `POST` asks for a token, where one is set.
+fn rows(query: &QuerySpec) -> Json {
+    let mut answers = problems(&[
+        ("400", "A column that there is not, a value that is none of its type, or a bad `after`."),
+        ("429", "Too many requests are under way."),
+        ("503", "The database cannot answer now; Retry-After says when to ask again."),
+        ("504", "The database took longer than the query may."),
+    ]);
+    let page = json!({
+        "type": "object",
+        "required": ["rows", "next", "cached"],
+        "properties": {
+            "rows": { "type": "array", "items": { "type": "object" }, "maxItems": ROWS_MAX },
+            "next": {
+                "type": ["string", "null"],
+                "description": "The `after` of the next page; null: there is none.",
+            },
+            "cached": { "type": "boolean" },
+        },
+    });
+    let text = |about: &str| json!({ "description": about, "schema": { "type": "string" } });
+    let headers = json!({
+        "ETag": text("Stands for the rows and `next`."),
+        "Cache-Control": text("How long the answer is good, and for whom."),
+    });
+    let found = json!({
+        "description": "Rows, newest first.",
+        "headers": headers,
+        "content": { "application/json": { "schema": page } },
+    });
+    answers.insert("200".into(), found);
+    let same = json!({ "description": "They are those of If-None-Match.", "headers": headers });
+    answers.insert("304".into(), same);
+    let parameter = |place: &str, name: &str, about: &str, schema: Json| json!({ "name": name, "in": place, "description": about, "schema": schema });
+    let limit = json!({ "type": "integer", "minimum": 1, "maximum": ROWS_MAX, "default": ROWS });
+    let after = json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]{13,}$" });
+    let filters = json!({ "type": "object", "additionalProperties": true });
+    let about = "Any other name is a column, or a member of the JSON column (dotted for nested \
+                 ones), and the value it is to have.";
+    json!({
+        "summary": format!("Rows of the sink `{}`, newest first.", query.sink),
+        "operationId": format!("query_{}", query.name),
+        "parameters": [
+            parameter("query", "limit", "Rows in the page.", limit),
+            parameter("query", "after", "`next` of the page before.", after),
+            parameter("query", "filters", about, filters),
+            parameter("header", "If-None-Match", "ETags that are known.", json!({
+                "type": "string",
+            })),
+        ],
+        "responses": answers,
+    })
+}
+
+/// Every request that makes or shows events asks for a token, where one is set.
 fn secure(api: &mut Json, intake: &Intake) {
     if !intake.guard().asks() {
         return;
     }
     let Some(paths) = api["paths"].as_object_mut() else { return };
-    for post in paths.values_mut().filter_map(|path| path.get_mut("post")) {
-        post["security"] = json!([{ "token": [] }]);
+    let operations = paths.values_mut().filter_map(Json::as_object_mut).flat_map(Map::values_mut);
+    for operation in operations.filter(|it| it.get("operationId").is_some()) {
+        operation["security"] = json!([{ "token": [] }]);
         let refused = problems(&[("401", "No token, or a wrong one.")]);
-        if let Some(answers) = post["responses"].as_object_mut() {
+        if let Some(answers) = operation["responses"].as_object_mut() {
             answers.extend(refused);
         }
     }

@@ -12,61 +12,83 @@ use serde_json::json;
 const RETRY_SECONDS: u64 = 1;
 
 /// Why a request was not done.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Problem {
     status: StatusCode,
     error: String,
+    /// The methods that would do.
+    allow: &'static str,
 }
 
 impl Problem {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into(), allow: "" }
+    }
+
     /// 400: the request is wrong.
     pub fn bad(error: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, error: error.into() }
+        Self::new(StatusCode::BAD_REQUEST, error)
     }
 
     /// 401: a token is asked for.
     pub fn stranger() -> Self {
-        let error = "no token, or a wrong one (send `Authorization: Bearer TOKEN`)".to_owned();
-        Self { status: StatusCode::UNAUTHORIZED, error }
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "no token, or a wrong one (send `Authorization: Bearer TOKEN`)",
+        )
     }
 
     /// 404: nothing is there.
     pub fn missing(error: impl Into<String>) -> Self {
-        Self { status: StatusCode::NOT_FOUND, error: error.into() }
+        Self::new(StatusCode::NOT_FOUND, error)
     }
 
     /// 405: only `POST` is understood here.
     pub fn only_post() -> Self {
-        let error = "this path takes POST alone".to_owned();
-        Self { status: StatusCode::METHOD_NOT_ALLOWED, error }
+        let error = "this path takes POST alone";
+        Self { allow: "POST", ..Self::new(StatusCode::METHOD_NOT_ALLOWED, error) }
+    }
+
+    /// 405: only `GET` is understood here.
+    pub fn only_get() -> Self {
+        let error = "this path takes GET alone";
+        Self { allow: "GET, HEAD", ..Self::new(StatusCode::METHOD_NOT_ALLOWED, error) }
     }
 
     /// 408: the body did not come.
     pub fn slow() -> Self {
-        let error = "the body took too long".to_owned();
-        Self { status: StatusCode::REQUEST_TIMEOUT, error }
+        Self::new(StatusCode::REQUEST_TIMEOUT, "the body took too long")
     }
 
     /// 413: the body is larger than `max` bytes.
     pub fn large(max: usize) -> Self {
-        let error = format!("the body is larger than {max} bytes (`max_body` in [http])");
-        Self { status: StatusCode::PAYLOAD_TOO_LARGE, error }
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is larger than {max} bytes (`max_body` in [http])"),
+        )
     }
 
     /// 415: the body is of a kind that is not read.
     pub fn unread(error: impl Into<String>) -> Self {
-        Self { status: StatusCode::UNSUPPORTED_MEDIA_TYPE, error: error.into() }
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, error)
     }
 
     /// 429: too much at once.
     pub fn busy() -> Self {
-        let error = "too many requests are under way (`max_in_flight` in [http])".to_owned();
-        Self { status: StatusCode::TOO_MANY_REQUESTS, error }
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many requests are under way (`max_in_flight` in [http])",
+        )
+    }
+
+    /// 504: what was asked took too long.
+    pub fn late(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, error)
     }
 
     /// 503: not now.
     pub fn away(error: impl Into<String>) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, error: error.into() }
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error)
     }
 }
 
@@ -85,7 +107,7 @@ impl ResponseError for Problem {
         let mut answer = HttpResponse::build(self.status);
         match self.status {
             StatusCode::UNAUTHORIZED => answer.insert_header((WWW_AUTHENTICATE, "Bearer")),
-            StatusCode::METHOD_NOT_ALLOWED => answer.insert_header((ALLOW, "POST")),
+            StatusCode::METHOD_NOT_ALLOWED => answer.insert_header((ALLOW, self.allow)),
             StatusCode::UNSUPPORTED_MEDIA_TYPE => answer.insert_header((ACCEPT_ENCODING, "gzip")),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 answer.insert_header((RETRY_AFTER, RETRY_SECONDS))

@@ -179,6 +179,7 @@ static SQLITE: sink::Kind = sink::Kind {
     look: |_| None,
     writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
+    reader: Some(|_| unreachable!("only its keys are real")),
 };
 
 static POSTGRES: sink::Kind = sink::Kind {
@@ -197,6 +198,7 @@ static POSTGRES: sink::Kind = sink::Kind {
     look: |_| None,
     writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
+    reader: Some(|_| unreachable!("only its keys are real")),
 };
 
 static FILE: sink::Kind = sink::Kind {
@@ -210,6 +212,7 @@ static FILE: sink::Kind = sink::Kind {
     look: |_| None,
     writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
+    reader: None,
 };
 
 static CONSOLE: sink::Kind = sink::Kind {
@@ -226,4 +229,5 @@ static CONSOLE: sink::Kind = sink::Kind {
     look: |_| None,
     writers: |_| 1,
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
+    reader: None,
 };

@@ -48,6 +48,7 @@ pub static KIND: Kind = Kind {
     look: |values| Some(format!("tail -f {}", values.str("path"))),
     writers: |_| 1,
     open,
+    reader: None,
 };
 
 static KEYS: &[Key] = &[

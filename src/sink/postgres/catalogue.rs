@@ -7,8 +7,11 @@ use sqlx::postgres::PgConnection;
 
 use super::wire::Wire;
 use super::{DIALECT, Name};
-use crate::client::postgres::{Server, code};
+use crate::client::postgres::{Server, code, quote_text};
 use crate::sink::table::{self, Config, Layout};
+
+/// The comment on a table that we created: its indexes are ours to make.
+pub(super) const OURS: &str = "created by aqueduct";
 
 /// An existing table.
 pub(super) struct Table {
@@ -168,8 +171,12 @@ pub(super) async fn create(
             name.sql()
         );
     }
-    execute(server, connection, format!("CREATE TABLE IF NOT EXISTS {} {columns}", name.sql()))
-        .await?;
+    let table = name.sql();
+    let create = format!(
+        "CREATE TABLE IF NOT EXISTS {table} {columns}; COMMENT ON TABLE {table} IS {}",
+        quote_text(OURS)
+    );
+    execute(server, connection, create).await?;
     match read(server, connection, name).await? {
         Some(found) => Ok(found),
         None => bail!(

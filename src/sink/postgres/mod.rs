@@ -7,6 +7,7 @@ mod array;
 mod catalogue;
 mod number;
 mod plan;
+mod query;
 mod rows;
 mod seen;
 mod text;
@@ -40,6 +41,7 @@ pub static KIND: Kind = Kind {
     look,
     writers: |values| values.uint("connections").max(1) as usize,
     open,
+    reader: Some(query::open),
 };
 
 static KEYS: &[Key] = &[

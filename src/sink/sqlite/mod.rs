@@ -2,6 +2,7 @@
 
 mod layout;
 mod plan;
+mod query;
 mod write;
 
 use std::path::{Component, Path, PathBuf};
@@ -36,6 +37,7 @@ pub static KIND: Kind = Kind {
     },
     writers: |_| 1,
     open,
+    reader: Some(query::open),
 };
 
 static KEYS: &[Key] = &[

@@ -122,7 +122,7 @@ fn read_as(found: &Found, asked: Option<&str>) -> (Type, String) {
 
 /// The type of a declared name: by its usual meaning, else by SQLite's rules of affinity. Whole
 /// numbers have 64 bits here, whatever they are called.
-fn of_declared(declared: &str) -> Type {
+pub(super) fn of_declared(declared: &str) -> Type {
     let has = |words: &[&str]| words.iter().any(|word| declared.contains(word));
     match Type::parse(declared) {
         Some(Type::Int(_)) => Type::Int(64),

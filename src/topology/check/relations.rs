@@ -21,9 +21,13 @@ pub(super) fn check(draft: &Draft, findings: &mut Findings) {
         let sink = draft.sink(query.values.str("sink"));
         let Some((sink, kind)) = sink.and_then(|sink| Some((sink, sink.kind?))) else { continue };
         if !is_database(kind) {
+            let readable = draft.sinks.iter().filter(|sink| sink.kind.is_some_and(is_database));
             let message = format!(
-                "`sink = \"{}\"` is a `{}`, which cannot be read back (a database sink)",
-                sink.name, kind.name
+                "`sink = \"{}\"` is a `{}`, which cannot be read back (a database sink; this file \
+                 has {})",
+                sink.name,
+                kind.name,
+                listed(readable.map(|sink| sink.name.as_str()), "and")
             );
             findings.fault(&query.path(Room::Query, "sink"), message);
         }
