@@ -10,9 +10,9 @@ mod servers;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use process::{Place, Running, eventually, lines, seed};
+use process::{Answer, Place, Request, Running, eventually, lines, seed};
 use redis_cli::{cli, cli_all};
-use servers::{Postgres, Redis};
+use servers::{Postgres, Rabbit, Redis};
 
 /// The path of a shipped topology.
 fn shipped(name: &str) -> String {
@@ -61,13 +61,24 @@ fn numbers(redis: &Redis, postgres: &Postgres, place: &Place, database: &str) ->
         ("DB_USER", "postgres".into()),
         ("DB_PASS", "any".into()),
         ("DB_NAME", database.into()),
+        ("AUTH_TOKEN", "correct-horse".into()),
         ("HTTP_LISTEN", listen(place)),
         ("AQUEDUCT__GROUP__CONSUMERS__LEASE", "2s".into()),
     ])
 }
 
+/// Asks for a run of the publishers.
+fn publish(place: &Place, token: &str, run: &str) -> std::io::Result<Answer> {
+    Request::post("/publish/publisher")
+        .header("Authorization", &format!("Bearer {token}"))
+        .header("Idempotency-Key", run)
+        .header("Content-Length", "0")
+        .send(place.port)
+}
+
+// One run that is asked for until it is answered, and one at the end, without being asked for.
 #[test]
-fn numbers_are_stored_once_each_across_kills_and_beside_another_clients() {
+fn numbers_are_stored_once_a_run_across_kills_and_beside_another_clients() {
     const FOREIGN: u32 = 3000;
     const KILLS: u32 = 6;
     seed();
@@ -83,18 +94,47 @@ fn numbers_are_stored_once_each_across_kills_and_beside_another_clients() {
             writeln!(commands, "XADD numbers-stream * {fields}").unwrap();
         }
         cli_all(redis.port, &commands);
+        if kill % 2 == 1 {
+            eventually("it is published", || {
+                publish(&place, "correct-horse", "the run").is_ok_and(|it| it.status == 200)
+            });
+        } else {
+            let _ = publish(&place, "correct-horse", "the run");
+        }
     });
     let published = "SELECT publisher_id, count(*), count(DISTINCT number), min(number), \
                      max(number) FROM published_numbers GROUP BY 1 ORDER BY 1";
     let wanted = "p|3000|3000|1000|3999\n\
-                  publisher-1|10|10|1|10\n\
-                  publisher-2|10|10|11|20\n\
-                  publisher-3|10|10|21|30\n\
-                  publisher-4|10|10|31|40\n\
-                  publisher-5|10|10|41|50";
+                  publisher-1|20|10|1|10\n\
+                  publisher-2|20|10|11|20\n\
+                  publisher-3|20|10|21|30\n\
+                  publisher-4|20|10|31|40\n\
+                  publisher-5|20|10|41|50";
     assert_eq!(postgres.psql(&database, published), wanted);
     let missing = "SELECT count(*) FROM published_numbers WHERE received_at IS NULL OR id IS NULL";
     assert_eq!(postgres.psql(&database, missing), "0");
+}
+
+#[test]
+fn numbers_are_published_at_each_request_with_the_token() {
+    let (redis, postgres, place) = (Redis::start(), Postgres::shared(), Place::new(""));
+    let database = postgres.database().rsplit_once('/').unwrap().1.to_owned();
+    postgres.psql(&database, PUBLISHED_NUMBERS);
+    let variables = numbers(&redis, postgres, &place, &database);
+    let running = variables.start(&place, &["run", &shipped("numbers")]);
+    eventually("it is ready", || running.get("/readyz").0 == 200);
+    assert_eq!(publish(&place, "correct-horsf", "1").unwrap().status, 401);
+    for run in ["1", "2", "2"] {
+        let answer = publish(&place, "correct-horse", run).unwrap().json();
+        assert_eq!(answer["source"], "publisher");
+        assert_eq!(answer["published"], 50);
+        let wanted: Vec<u32> = (1..=50).collect();
+        assert_eq!(answer["numbers"], serde_json::json!(wanted));
+    }
+    let rows = "SELECT count(*), count(DISTINCT number), sum(number) FROM published_numbers";
+    eventually("they are stored", || postgres.psql(&database, rows) == "100|50|2550");
+    assert!(running.stop().success());
+    assert_eq!(postgres.psql(&database, rows), "100|50|2550");
 }
 
 #[test]
@@ -221,4 +261,69 @@ fn events_of_three_streams_reach_their_consumers_with_the_password_and_not_witho
     let told = running.get("/healthz").1 + &running.log();
     assert!(told.contains(&redis.port.to_string()), "no address in {told}");
     assert!(!told.contains("swordfish") && !told.contains("hunter2"), "a secret in {told}");
+}
+
+/// Publishes to a queue as another program does: through the default exchange.
+fn by_hand(url: &str, queue: &str, body: &str) {
+    use lapin::options::BasicPublishOptions;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let broker = lapin::Connection::connect(url, Default::default()).await.unwrap();
+        let channel = broker.create_channel().await.unwrap();
+        channel.confirm_select(Default::default()).await.unwrap();
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let properties = lapin::BasicProperties::default();
+        let sent =
+            channel.basic_publish("".into(), queue.into(), options, body.as_bytes(), properties);
+        assert!(sent.await.unwrap().await.unwrap().is_ack());
+    });
+}
+
+#[test]
+fn logs_come_in_over_http_across_kills_and_are_asked_for_by_their_members() {
+    const KILLS: u32 = 4;
+    seed();
+    let (rabbit, postgres, place) = (Rabbit::shared(), Postgres::shared(), Place::new(""));
+    let (queues, database) = (rabbit.vhost(), postgres.database());
+    let variables = Variables(vec![
+        ("RABBITMQ_URL", queues.clone()),
+        ("POSTGRES_URL", database.clone()),
+        ("REDIS_ADDR", "127.0.0.1:1".into()),
+        ("HTTP_LISTEN", listen(&place)),
+        ("AQUEDUCT__GROUP__WRITER__LEASE", "2s".into()),
+    ]);
+    let start = || variables.start(&place, &["run", &shipped("logs")]);
+    let mut running = start();
+    for n in 0..40 * KILLS {
+        let level = if n % 4 == 0 { "error" } else { "info" };
+        let entry = format!(r#"{{"level":"{level}","message":"entry {n}","n":{n}}}"#);
+        let key = format!("entry-{n}");
+        eventually("it is accepted", || {
+            let post = Request::post("/log").header("Idempotency-Key", &key).json(&entry);
+            post.send(place.port).is_ok_and(|answer| answer.status == 202)
+        });
+        if n % 40 == 20 {
+            running.kill();
+            running = start();
+        }
+    }
+    by_hand(&queues, "logs", r#"{"level":"debug","message":"by hand"}"#);
+    let name = database.rsplit_once('/').unwrap().1;
+    let rows = "SELECT count(*), count(DISTINCT data->>'n') FROM logs";
+    eventually("they are stored", || postgres.psql(name, rows) == "161|160");
+    let ask = |query: &str| Request::get(query).send(place.port).unwrap();
+    let errors = ask("/logs?level=error&limit=1000").json();
+    assert_eq!(errors["rows"].as_array().unwrap().len(), 40);
+    assert!(errors["rows"].as_array().unwrap().iter().all(|row| row["data"]["level"] == "error"));
+    let page = ask("/logs?limit=100").json();
+    assert_eq!(page["rows"].as_array().unwrap().len(), 100);
+    let next = page["next"].as_str().unwrap();
+    let last = ask(&format!("/logs?limit=100&after={next}")).json();
+    assert_eq!(last["rows"].as_array().unwrap().len(), 61);
+    assert_eq!(ask("/logs?message=by%20hand").json()["rows"][0]["data"]["level"], "debug");
+    assert!(running.stop().success());
+    let types = "SELECT string_agg(column_name || ' ' || data_type, ', ' ORDER BY \
+                 ordinal_position) FROM information_schema.columns WHERE table_name = 'logs'";
+    let wanted = "id uuid, data jsonb, inserted_at timestamp with time zone";
+    assert_eq!(postgres.psql(name, types), wanted);
 }

@@ -75,21 +75,24 @@ pub static KIND: Kind = Kind {
             ty: Ty::Choice(&["http"]),
             default: Default::Absent,
             doc: "\"http\": sends its range anew, as a new run, each time POST /publish/NAME (or \
-                  POST /publish, for all such sources) comes, and nothing otherwise.",
+                  POST /publish, for all such sources) comes, and nothing otherwise; except that \
+                  with --until-idle, which waits for nobody, a finite n is sent once.",
         },
     ],
     capabilities: Capabilities { identity: true },
     check,
-    finite: |values| values.opt_range("n").is_some() && values.get("trigger").is_none(),
+    finite: |values| values.opt_range("n").is_some(),
     instances,
     open,
 };
 
-fn open(spec: &SourceSpec, _: &Site, instance: u64) -> Result<Box<dyn Source>> {
+fn open(spec: &SourceSpec, site: &Site, instance: u64) -> Result<Box<dyn Source>> {
     let publisher = Publisher::new(spec, instance);
     Ok(match spec.values.get("trigger") {
-        Some(_) => Box::new(Triggered::new(publisher, &spec.origin, spec.door.host(instance))),
-        None => Box::new(publisher),
+        Some(_) if !site.until_idle => {
+            Box::new(Triggered::new(publisher, &spec.origin, spec.door.host(instance)))
+        }
+        _ => Box::new(publisher),
     })
 }
 
