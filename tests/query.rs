@@ -383,14 +383,15 @@ fn values_of_postgres_are_shown_whole_and_asked_for_as_their_type() {
          CREATE DOMAIN page AS bytea;
          CREATE TABLE t (id uuid PRIMARY KEY, at timestamptz, plain timestamp, day date,
              amount numeric, big bigint, half real, flag bool, bytes bytea, body page,
-             words text[], feeling mood, doc json, fixed char(4), spot point, \"odd \"\"name\" int)",
+             words text[], feeling mood, doc json, fixed char(4), spot point, \"odd \"\"name\" int,
+             r int, t int)",
     );
     db.sql(
         "INSERT INTO t VALUES ('0193A5C8-0000-8000-8000-000000000001',
              '2026-01-02 03:04:05.678901+02', '2026-01-02 03:04:05', '2026-01-02',
              12345678901234567890.012345678901234567890, 9223372036854775807, 0.1, true,
              decode('00ff', 'hex'), convert_to(repeat('x', 90), 'UTF8'), '{a,\"b c\",NULL}',
-             'happy', '{\"a\": 1}', 'ab', '(1,2)', 7)",
+             'happy', '{\"a\": 1}', 'ab', '(1,2)', 7, 8, 9)",
     );
     let place = place(&db, "t", "order = \"at\"\n");
     let running = place.start();
@@ -409,7 +410,7 @@ fn values_of_postgres_are_shown_whole_and_asked_for_as_their_type() {
         r#""words":["a","b c",null]"#,
         r#""feeling":"happy""#,
         r#""doc":{"a": 1}"#,
-        r#""odd \"name":7"#,
+        r#""odd \"name":7,"r":8,"t":9"#,
     ] {
         assert!(answer.body.contains(shown), "{shown}: {answer:?}");
     }
@@ -694,12 +695,84 @@ fn what_takes_too_long_is_504() {
                    application_name LIKE 'aqueduct%' AND datname = current_database()";
     eventually("nothing goes on in the server", || postgres.sql(waiting) == "0");
     assert_eq!(running.get("/readyz").0, 200);
+    unlock(&postgres, &mut lock);
+    eventually("the lock is gone", || ask(&quick, "/logs?b=2").status == 200);
+}
+
+#[test]
+fn equal_questions_that_come_at_once_share_an_answer() {
+    let [_, db] = Db::both();
+    let redis = Redis::start();
+    db.sql("CREATE TABLE t (id bigint PRIMARY KEY, doc jsonb)");
+    let cache = format!("cache = {{ url = \"{}\", ttl = \"1m\" }}\n", redis.url());
+    let place = place(&db, "t", &cache);
+    let running = place.start();
+    ready(&running);
+    eventually("the cache works", || ask(&place, "/logs?id=1").json()["cached"] == true);
+    db.sql("INSERT INTO t VALUES (7)");
+    let mut lock = locked(&db, "t");
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND \
+                   application_name LIKE 'aqueduct%' AND datname = current_database()";
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..8).map(|_| scope.spawn(|| ask(&place, "/logs?id=7"))).collect();
+        let other = scope.spawn(|| ask(&place, "/logs?id=8"));
+        eventually("all are counted", || {
+            running.metric("aqueduct_query_cache_misses_total", "") >= 10.0
+        });
+        eventually("two questions are asked", || db.sql(waiting) == "2");
+        unlock(&db, &mut lock);
+        for answer in asked {
+            assert_eq!(answer.join().unwrap().json()["rows"][0]["id"], 7);
+        }
+        assert_eq!(other.join().unwrap().json()["rows"], json!([]));
+    });
+    assert_eq!(ask(&place, "/logs?id=7").json()["cached"], true);
+}
+
+#[test]
+fn a_page_of_large_rows_is_short_and_the_next_goes_on() {
+    for db in Db::both() {
+        let (json, text) = match db.is_sqlite() {
+            true => ("TEXT", "hex(zeroblob(500000))"),
+            false => ("text", "repeat('0', 1000000)"),
+        };
+        db.sql(&format!("CREATE TABLE t (id bigint PRIMARY KEY NOT NULL, words {json})"));
+        for id in 0..20 {
+            db.sql(&format!("INSERT INTO t VALUES ({id}, {text})"));
+        }
+        let place = place(&db, "t", "");
+        let running = place.start();
+        ready(&running);
+        let first = rows(&place, "/logs?limit=100").len();
+        assert!((6..9).contains(&first), "{first} rows of 1 MB");
+        assert_eq!(pages(&place, "/logs?limit=100").len(), 20);
+        drop(running);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_or_put_in_order_is_said_in_healthz() {
+    let [_, db] = Db::both();
+    db.sql("CREATE TABLE t (id bigint PRIMARY KEY, doc json)");
+    for (order, says) in [("doc", "ordering operator"), ("none", "no column `none`")] {
+        let place = place(&db, "t", &format!("order = \"{order}\"\n"));
+        let running = place.start();
+        eventually("it listens", || running.get("/livez").0 == 200);
+        let (status, health) = running.get("/healthz");
+        assert!(status == 503 && health.contains(says), "{health}");
+        assert_eq!(running.get("/readyz").0, 503);
+        let answer = ask(&place, "/logs");
+        assert!(answer.status == 503 && !answer.body.contains(says), "{answer:?}");
+    }
+}
+
+fn unlock(db: &Db, lock: &mut Child) {
     lock.kill().unwrap();
     lock.wait().unwrap();
-    postgres.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lock'",
+    db.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lock'
+             AND datname = current_database()",
     );
-    eventually("the lock is gone", || ask(&quick, "/logs?b=2").status == 200);
 }
 
 /// Somebody who has locked a table.

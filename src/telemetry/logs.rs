@@ -7,12 +7,12 @@ use tracing_subscriber::EnvFilter;
 /// Starts the log with `filter` (`"info"`, `"aqueduct=debug,info"`), which the caller has checked.
 /// A second call changes nothing: the first log goes on.
 pub fn start(filter: &str, json: bool) {
-    // The web server's own comings and goings are of interest only where they are asked for; what
-    // the client of RabbitMQ logs is in our errors as well, and it would log bodies of events.
-    let plain = !filter.contains(['=', ',']);
-    let directives = match plain {
-        true => format!("{filter},actix_server=warn,lapin=off"),
-        false => filter.to_owned(),
+    // The web server's own comings and goings, and the requests that are none, are of interest only
+    // where they are asked for; what the client of RabbitMQ logs is in our errors as well, and it
+    // would log bodies of events.
+    let directives = match filter.contains(['=', ',']) {
+        true => filter.to_owned(),
+        false => format!("{filter},actix_server=warn,actix_http=off,lapin=off"),
     };
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()

@@ -4,15 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::Decompress;
 use actix_web::http::Method;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{HttpRequest, HttpResponse, web};
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
 use futures_util::future::join_all;
 use serde_json::{Value as Json, json};
 
+use super::body;
 use super::guard::{Guard, Pass};
 use super::problem::Problem;
 use crate::source::SourceSpec;
@@ -117,8 +115,7 @@ impl Intake {
         let pass = self.admit(request)?;
         let key = idempotency_key(request)?;
         let format = format(request)?;
-        check_encoding(request)?;
-        let reading = self.read_body(request, payload, &pass);
+        let reading = body::read(request, payload, &pass, self.guard.body_max);
         let body =
             tokio::time::timeout(BODY_WAIT, reading).await.map_err(|_| Problem::slow())??;
         let bodies = read(format, &body).map_err(|error| Problem::bad(error.to_string()))?;
@@ -126,36 +123,6 @@ impl Intake {
         let ids: Vec<String> = events.iter().map(|event| event.id.to_string()).collect();
         durable(post.source.door.knock(1, Ask::Take(events)), &post.source).await?;
         Ok(HttpResponse::Accepted().json(json!({ "ids": ids })))
-    }
-
-    /// The body, decompressed.
-    async fn read_body(
-        &self,
-        request: &HttpRequest,
-        payload: web::Payload,
-        pass: &Pass,
-    ) -> Result<Bytes, Problem> {
-        let max = self.guard.body_max;
-        let length = request.headers().get(CONTENT_LENGTH).and_then(|it| it.to_str().ok());
-        let length = length.and_then(|it| it.parse::<usize>().ok()).unwrap_or(0);
-        if length > max {
-            return Err(Problem::large(max));
-        }
-        let mut body = Decompress::from_headers(payload, request.headers());
-        let mut whole = BytesMut::new();
-        while let Some(part) = body.next().await {
-            let part = part.map_err(|error| {
-                Problem::bad(format!("the body cannot be read: {error} (is it gzip as it says?)"))
-            })?;
-            if whole.len() + part.len() > max {
-                return Err(Problem::large(max));
-            }
-            if !pass.hold(part.len()) {
-                return Err(Problem::busy());
-            }
-            whole.extend_from_slice(&part);
-        }
-        Ok(whole.freeze())
     }
 
     /// Has a publisher, or each of them, send its range anew.
@@ -244,16 +211,4 @@ fn format(request: &HttpRequest) -> Result<Format, Problem> {
              in UTF-8)"
         ))
     })
-}
-
-fn check_encoding(request: &HttpRequest) -> Result<(), Problem> {
-    let Some(encoding) = request.headers().get(CONTENT_ENCODING) else { return Ok(()) };
-    let known = ["gzip", "x-gzip", "identity"];
-    let encoding = String::from_utf8_lossy(encoding.as_bytes());
-    match known.iter().any(|known| known.eq_ignore_ascii_case(&encoding)) {
-        true => Ok(()),
-        false => {
-            Err(Problem::unread(format!("the Content-Encoding is {encoding} (gzip, or none)")))
-        }
-    }
 }

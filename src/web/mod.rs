@@ -1,6 +1,7 @@
 //! What is served over HTTP: whether the process works, what its streams hold, what it counts, and
 //! the paths of sources that are reached this way.
 
+mod body;
 mod guard;
 mod intake;
 mod openapi;

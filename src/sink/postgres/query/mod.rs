@@ -127,10 +127,10 @@ impl Reader for Table {
             },
             None => self.connect().await?,
         };
-        let view = self.view(&mut live).await.map_err(|failed| self.error(failed))?;
+        let tried = self.plan(&mut live, order).await;
+        tried.map_err(|failed| self.error(failed))?;
         turn.give(live);
-        self.indexes.see_to(&view, order);
-        view.order(order).map(drop)
+        Ok(())
     }
 }
 
@@ -185,6 +185,22 @@ impl Table {
             }
         }
         Err(anyhow::anyhow!("the table changes while it is read").into())
+    }
+
+    /// Has the server plan a page: does it let us read it, and in this order?
+    async fn plan(&self, live: &mut Live, order: Option<&str>) -> Result<(), Failed> {
+        let view = self.view(live).await?;
+        self.indexes.see_to(&view, order);
+        let ask = Ask {
+            filters: Vec::new(),
+            order: order.map(str::to_owned),
+            limit: 1,
+            after: None,
+            timeout: CHECK,
+        };
+        let explain = format!("EXPLAIN {}", view.statement(&ask)?.sql);
+        sqlx::raw_sql(AssertSqlSafe(explain)).execute(&mut *live.session).await?;
+        Ok(())
     }
 
     /// What the table looks like, at most some seconds ago.

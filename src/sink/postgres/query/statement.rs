@@ -59,7 +59,7 @@ impl View {
         // With `t.`, as what is selected has the columns' names too.
         let places: String = order.names.iter().map(|name| format!(", t.{name}::text")).collect();
         let sql = format!(
-            "SELECT (SELECT row_to_json(r) FROM (SELECT {}) r)::text{places} FROM {} t{wanted} \
+            "SELECT (SELECT row_to_json(r.*) FROM (SELECT {}) r)::text{places} FROM {} t{wanted} \
              ORDER BY {} LIMIT {}",
             columns.join(", "),
             self.name.sql(),

@@ -67,6 +67,8 @@ pub(super) struct View {
     pub(super) columns: Vec<Column>,
     /// Where the columns are of which no two rows have the same; none: there are none.
     key: Vec<usize>,
+    /// It is made of others.
+    partitioned: bool,
     /// We created it.
     pub(super) ours: bool,
     /// The names of its indexes that can be used.
@@ -80,8 +82,8 @@ impl View {
         name: &Name,
         read_at: Instant,
     ) -> sqlx::Result<Option<Self>> {
-        let found: Option<(i64, String, String, bool)> = sqlx::query_as(
-            "SELECT c.oid::int8, n.nspname::text, c.relname::text,
+        let found: Option<(i64, String, String, bool, bool)> = sqlx::query_as(
+            "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'p',
                     coalesce(obj_description(c.oid, 'pg_class') = $2, false) AND c.relkind = 'r'
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')",
@@ -91,7 +93,7 @@ impl View {
         .bind(catalogue::OURS)
         .fetch_optional(&mut *connection)
         .await?;
-        let Some((oid, schema, table, ours)) = found else { return Ok(None) };
+        let Some((oid, schema, table, partitioned, ours)) = found else { return Ok(None) };
         let name = Name { schema: Some(schema), table };
         let rows: Vec<(String, String, i64, bool)> = sqlx::query_as(
             "SELECT a.attname::text, format_type(a.atttypid, -1),
@@ -132,7 +134,7 @@ impl View {
         let key = key.unwrap_or_default();
         let place = |name: &String| columns.iter().position(|column| column.name == *name);
         let key = key.iter().filter_map(place).collect();
-        Ok(Some(Self { read_at, name, columns, key, ours, indexes }))
+        Ok(Some(Self { read_at, name, columns, key, partitioned, ours, indexes }))
     }
 
     /// The order that is asked for: newest first, and no two rows in one place.
@@ -158,6 +160,12 @@ impl View {
             indexable: true,
         };
         if self.key.is_empty() {
+            if self.partitioned {
+                bail!(
+                    "table `{}` is partitioned and has no primary key to tell its rows by (add one)",
+                    self.name.table
+                );
+            }
             // Rows that nobody changes stay where they are.
             order.names.push("ctid".into());
             order.types.push("tid".into());
