@@ -41,9 +41,10 @@ impl Held {
     /// It works in its own folder, where the log is too: nothing it writes is left beside the
     /// sources. The folder goes as well, if this process ends without a word.
     fn start(command: &[String], log: &Path) -> Self {
-        let script = r#"log=$1; shift; cd "$(dirname "$log")"; "$@" >>"$log" 2>&1 & echo $!
+        let script = r#"log=$1; shift; cd "$(dirname "$log")"
+            setsid "$@" >>"$log" 2>&1 & echo $!
             if read -r _; then exit; fi
-            kill -9 $! 2>/dev/null; sleep 0.5; rm -rf "$(dirname "$log")""#;
+            kill -9 -$! 2>/dev/null; sleep 0.5; rm -rf "$(dirname "$log")""#;
         let mut shell = Command::new("sh")
             .args(["-c", script, "sh"])
             .arg(log)

@@ -15,8 +15,9 @@ use super::names::Names;
 /// Newer brokers would after 20, and without a word.
 const DELIVERIES_MAX: i64 = 1_000_000_000;
 
-/// Declares all of it.
-pub(super) async fn declare(link: &Link, names: &Names, quorum: bool) -> Result<()> {
+/// Declares all of it. Whether a queue was made.
+pub(super) async fn declare(link: &Link, names: &Names, quorum: bool) -> Result<bool> {
+    let mut made = false;
     let mut channel = link.channel().await?;
     let kind = if names.shards > 1 { ExchangeKind::Direct } else { ExchangeKind::Fanout };
     let word = if names.shards > 1 { "direct" } else { "fanout" };
@@ -26,7 +27,7 @@ pub(super) async fn declare(link: &Link, names: &Names, quorum: bool) -> Result<
     answer(&format!("declare the durable {word} exchange `{}`", names.exchange), declared).await?;
     for group in &names.groups {
         for (shard, queue) in group.queues.iter().enumerate() {
-            channel = ensure(link, channel, queue, quorum).await?;
+            channel = ensure(link, channel, queue, quorum, &mut made).await?;
             let bound = channel.queue_bind(
                 queue.clone(),
                 names.exchange.clone(),
@@ -37,12 +38,12 @@ pub(super) async fn declare(link: &Link, names: &Names, quorum: bool) -> Result<
             answer(&format!("bind queue `{queue}` to exchange `{}`", names.exchange), bound)
                 .await?;
         }
-        channel = ensure(link, channel, &group.suspects, quorum).await?;
+        channel = ensure(link, channel, &group.suspects, quorum, &mut made).await?;
     }
     for queue in &names.dead {
-        channel = ensure(link, channel, queue, quorum).await?;
+        channel = ensure(link, channel, queue, quorum, &mut made).await?;
     }
-    Ok(())
+    Ok(made)
 }
 
 /// Sees to it that a queue is there. The broker closes a channel that asked for one that is not:
@@ -52,12 +53,14 @@ async fn ensure(
     channel: Channel,
     queue: &ShortString,
     quorum: bool,
+    made: &mut bool,
 ) -> Result<Channel> {
     let (channel, found) = look(link, channel, queue).await?;
     if found.is_none() {
         let options = QueueDeclareOptions::durable();
         let declared = channel.queue_declare(queue.clone(), options, arguments(quorum));
         answer(&format!("declare queue `{queue}`"), declared).await?;
+        *made = true;
     }
     Ok(channel)
 }

@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 
+use super::in_flight::Sky;
 use super::link::answer;
 use super::message::{Counts, Read};
 use crate::event::{Event, Ticket};
@@ -252,13 +253,14 @@ impl Inner {
     }
 
     /// Takes what fits from the buffer into the member's hand, under leases that end at
-    /// `deadline`.
+    /// `deadline`; nothing from the first on that `sky` holds.
     pub fn take(
         &mut self,
         lanes: &[Lane],
         events: usize,
         bytes: usize,
         deadline: Instant,
+        sky: &Sky,
     ) -> Vec<(Ticket, Held)> {
         let mut taken: Vec<(Ticket, Held)> = Vec::with_capacity(events.min(self.buffer.len()));
         let mut total = 0;
@@ -266,7 +268,8 @@ impl Inner {
             && let Some(next) = self.buffer.front()
         {
             total += next.event.size();
-            if !taken.is_empty() && total > bytes {
+            let fits = taken.is_empty() || total <= bytes;
+            if !fits || sky.holds(&next.event.id) {
                 break;
             }
             let Some(mut held) = self.buffer.pop_front() else { break };

@@ -1,10 +1,11 @@
 //! The stream backend `rabbitmq`: an exchange, and a durable queue for each group.
 //!
-//! - [`link`]: connections, and what their errors mean; [`names`] and [`declare`]: what has to be
-//!   there before the first event.
+//! - [`link`]: connections, and what their errors mean; [`names`], [`declare`] and [`settle`]: what
+//!   has to be there before the first event.
 //! - [`message`]: an event as a message, also one that another program put there; [`publish`]:
 //!   messages on their way, until the broker confirms them.
-//! - [`writer`] and [`checkpoint`]: compare and append, with the checkpoint in `data_dir`.
+//! - [`writer`] and [`checkpoint`]: compare and append, with the checkpoint in `data_dir`;
+//!   [`in_flight`]: what is between the two.
 //! - [`reader`], [`intake`], [`hand`]: what a member gets and holds; [`suspects`]: how attempts are
 //!   counted by a broker that counts none; [`dead`]: where events go when nobody wants them.
 //! - [`status`]: how much is waiting.
@@ -16,14 +17,18 @@ mod checkpoint;
 mod dead;
 mod declare;
 mod hand;
+mod in_flight;
 mod intake;
 mod link;
 mod message;
 mod names;
 mod publish;
 mod reader;
+mod settle;
 mod status;
 mod suspects;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::sync::Arc;
@@ -31,13 +36,16 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell};
+use tokio::time::Instant;
 
 use self::checkpoint::Checkpoint;
+use self::in_flight::InFlight;
 use self::link::Link;
 use self::message::Message;
 use self::names::{GroupNames, Names};
 use self::publish::Publisher;
 use self::reader::Member;
+use self::settle::Settling;
 use self::status::Counter;
 use self::writer::StreamWriter;
 use super::{
@@ -115,8 +123,13 @@ async fn open(spec: StreamSpec, site: Site) -> Result<Arc<dyn Backend>> {
     let link = Link::connect(&url, &format!("{} {}", site.instance, spec.name)).await?;
     let quorum = spec.values.str("queue_type") != "classic";
     let declared = declare::declare(&link, &names, quorum).await;
-    declared.with_context(|| format!("RabbitMQ at {}", link::place(&url)))?;
+    let made = declared.with_context(|| format!("RabbitMQ at {}", link::place(&url)))?;
+    let settled = match quorum {
+        true => OnceCell::new(),
+        false => OnceCell::new_with(Some(())),
+    };
     let counter = Counter::new(link.channel().await?);
+    let in_flight = InFlight::of(&url, names.exchange.as_str());
     Ok(Arc::new(RabbitMq(Arc::new(Broker {
         url,
         spec,
@@ -124,8 +137,11 @@ async fn open(spec: StreamSpec, site: Site) -> Result<Arc<dyn Backend>> {
         names,
         link,
         counter,
+        settling: Settling { since: Instant::now(), made },
+        settled,
         publisher: OnceCell::new(),
         checkpoint: OnceCell::new(),
+        in_flight,
     }))))
 }
 
@@ -138,8 +154,11 @@ struct Broker {
     /// To declare, count and consume with. Nothing is published on it: see [`Publisher`].
     link: Link,
     counter: Counter,
+    settling: Settling,
+    settled: OnceCell<()>,
     publisher: OnceCell<Publisher>,
     checkpoint: OnceCell<Mutex<Checkpoint>>,
+    in_flight: Arc<InFlight>,
 }
 
 impl Broker {
@@ -150,6 +169,7 @@ impl Broker {
         }
         let name = format!("{} {} publisher", self.site.instance, self.spec.name);
         let publish = async {
+            self.settled.get_or_try_init(|| self.settling.end(&self.link, &self.names)).await?;
             let publisher =
                 self.publisher.get_or_try_init(|| Publisher::open(&self.url, &name)).await?;
             // What the broker holds now may be another's: everything has to be declared anew.

@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout_at};
 
 use super::hand::{Hand, Held, Lane, Place, Word};
+use super::in_flight::Flight;
 use super::intake::Intake;
 use super::message::{Letter, Message};
 use super::names::GroupNames;
@@ -90,6 +91,7 @@ impl Reader for Member {
             intake.drain(shared)?;
             shared.count_anew().await?;
             intake.adopt(shared).await?;
+            let landed = shared.broker.in_flight.landed();
             let taken = shared.take(events, bytes);
             if !taken.is_empty() || Instant::now() >= end {
                 return Ok(taken);
@@ -100,6 +102,7 @@ impl Reader for Member {
                     // Nothing may have come.
                     arrived.unwrap_or(Ok(()))?;
                 }
+                () = landed => {}
                 () = shared.way.notified() => return Ok(Vec::new()),
             }
         }
@@ -179,7 +182,10 @@ impl Member {
 impl Shared {
     fn take(&self, events: usize, bytes: usize) -> Vec<Delivery> {
         let deadline = std::time::Instant::now() + self.lease;
-        let taken = self.hand.lock().take(&self.hand.lanes, events, bytes, deadline);
+        let sky = self.broker.in_flight.look();
+        let mut inner = self.hand.lock();
+        let taken = inner.take(&self.hand.lanes, events, bytes, deadline, &sky);
+        drop((inner, sky));
         let deliver = |(ticket, held): (Ticket, Held)| Delivery {
             stream: self.broker.spec.name.clone(),
             ticket,
@@ -197,6 +203,7 @@ impl Shared {
         if some.is_empty() {
             return Ok(());
         }
+        let _flight = self.take_off(&some);
         let copied = match self.broker.takes_messages() {
             true => self.copy(&some).await,
             false => Err(anyhow!("the broker takes no messages")),
@@ -227,6 +234,11 @@ impl Shared {
         let exchange = &self.broker.names.exchange;
         let lanes = self.hand.lanes.iter();
         try_join_all(lanes.map(|lane| declare::hear(&lane.channel, exchange))).await.map(drop)
+    }
+
+    /// Until what comes back is dropped, no member of this process delivers copies of these.
+    pub fn take_off(&self, held: &[Held]) -> Flight {
+        self.broker.in_flight.take_off(held.iter().map(|held| &held.event))
     }
 
     /// Copies messages to the ends of their queues.
@@ -281,6 +293,7 @@ impl Shared {
         if held.is_empty() {
             return Ok(());
         }
+        let _flight = self.take_off(&held);
         let copied = self.copy(&held).await;
         let places: Vec<Place> = held.iter().map(|held| held.place).collect();
         // Where no copy can be made, they are counted, and not lost.
@@ -289,12 +302,18 @@ impl Shared {
             tracing::debug!("handed back as delivered: {error:#}");
         }
         let words = self.hand.answer(&mut self.hand.lock(), &places, word);
-        words.out().await
+        words.out().await?;
+        self.heard().await
     }
 
     /// Hands back what is held past its lease or too long for the broker.
-    async fn tend(&self) -> Result<()> {
-        let now = std::time::Instant::now();
+    async fn tend(&self, now: std::time::Instant) -> Result<()> {
+        // While no fetch looks, what is sent ages as well, and is counted.
+        if let Ok(mut intake) = self.intake.try_lock()
+            && let Some(intake) = &mut *intake
+        {
+            intake.drain(self)?;
+        }
         let (expired, unseen) = {
             let mut inner = self.hand.lock();
             let unseen = now.saturating_duration_since(inner.seen) > self.lease;
@@ -309,7 +328,12 @@ impl Shared {
         }
         let (old, waiting) = self.hand.lock().older(now, HELD_MAX);
         let idle = now.saturating_duration_since(self.hand.lock().seen) > self.lease;
-        self.hand_back(&old, waiting || idle).await
+        let aged = !old.is_empty() || waiting;
+        if aged {
+            // Nor is who is busy; and what was sent and not looked at is about as old.
+            self.pause(false).await?;
+        }
+        self.hand_back(&old, aged || idle).await
     }
 }
 
@@ -323,10 +347,18 @@ async fn watch(shared: Weak<Shared>) {
         };
         tokio::time::sleep(every).await;
         let Some(shared) = shared.upgrade() else { return };
-        if let Err(error) = shared.tend().await {
+        if let Err(error) = shared.tend(std::time::Instant::now()).await {
             // The member finds out by itself.
             tracing::debug!(member = %shared.hand.member, "{error:#}");
             return;
         }
+    }
+}
+
+#[cfg(test)]
+impl Member {
+    /// Tends the hand as if it were later.
+    pub async fn tend_in(&self, later: Duration) -> Result<()> {
+        self.0.tend(std::time::Instant::now() + later).await
     }
 }

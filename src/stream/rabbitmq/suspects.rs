@@ -86,6 +86,7 @@ impl Shared {
         let token = fastrand::u64(1..);
         let counts = Counts { attempts, token, unspent, ..held.counts() };
         let copy = Message::copy(&held.event, &counts, self.names.suspects.clone())?;
+        let _flight = self.take_off(std::slice::from_ref(&held));
         self.broker.publish(&[copy]).await?;
         let found = self.find(token).await?;
         let (still, words) = {

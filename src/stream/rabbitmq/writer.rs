@@ -62,6 +62,7 @@ impl Writer for StreamWriter {
             self.pack(append, &mut messages)?;
             answers.push(Appended::Durable);
         }
+        let _flight = broker.in_flight.take_off(appends.iter().flat_map(|it| &it.events));
         broker.publish(&messages).await?;
         broker.published(messages.len() as u64);
         if let Some(turn) = turn {
