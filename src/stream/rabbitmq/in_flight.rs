@@ -21,8 +21,9 @@ use crate::event::{Event, EventId};
 const FLIGHT_MAX: Duration = Duration::from_secs(2);
 
 /// By the broker's URL and the exchange, for as long as somebody in this process uses it.
-static STREAMS: LazyLock<Mutex<HashMap<(String, String), Weak<InFlight>>>> =
-    LazyLock::new(Mutex::default);
+type Streams = HashMap<(String, String), Weak<InFlight>>;
+
+static STREAMS: LazyLock<Mutex<Streams>> = LazyLock::new(Mutex::default);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
