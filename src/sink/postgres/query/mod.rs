@@ -24,6 +24,8 @@ use crate::sink::query::{Ask, Filling, Mark, Page, Reader, Unanswered, machine};
 
 /// For how long the table is taken to be what it was.
 const VIEW_AGE_MAX: Duration = Duration::from_secs(5);
+/// For how long a server that could not be reached is taken to be away.
+const DOWN: Duration = Duration::from_millis(500);
 /// A statement of ours is as short as this, or the server ends it.
 const CHECK: Duration = Duration::from_secs(2);
 
@@ -32,7 +34,8 @@ pub(super) fn open(spec: &SinkSpec) -> Result<Arc<dyn Reader>> {
     let server = Arc::new(Server::new(spec.values.str("url"), &format!("{}/query", spec.name))?);
     let name = Name::parse(spec.values.str("table"))?;
     let indexes = Indexes::new(server.clone(), spec.values.bool("create"));
-    Ok(Arc::new(Table { server, name, pool: Pool::new(), view: Mutex::default(), indexes }))
+    let (pool, view, down) = (Pool::new(), Mutex::default(), Mutex::default());
+    Ok(Arc::new(Table { server, name, pool, view, down, indexes }))
 }
 
 struct Table {
@@ -40,6 +43,8 @@ struct Table {
     name: Name,
     pool: Pool<Live>,
     view: Mutex<Option<Arc<View>>>,
+    /// When and why the last connection could not be made.
+    down: Mutex<Option<(Instant, Arc<str>)>>,
     indexes: Indexes,
 }
 
@@ -135,8 +140,16 @@ impl Reader for Table {
 }
 
 impl Table {
+    /// A new connection. Where one could not be made a moment ago, nobody waits for the next.
     async fn connect(&self) -> Result<Live> {
-        let mut session = self.server.connect().await?;
+        let down = self.down.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, error)) = down.filter(|(since, _)| since.elapsed() < DOWN) {
+            anyhow::bail!("{error}");
+        }
+        let connected = self.server.connect().await;
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner) =
+            connected.as_ref().err().map(|error| (Instant::now(), format!("{error:#}").into()));
+        let mut session = connected?;
         let limit = format!(
             "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; SET statement_timeout = {}",
             CHECK.as_millis()
@@ -161,7 +174,13 @@ impl Table {
         for again in [false, true] {
             let view = self.view(&mut live).await?;
             self.indexes.see_to(&view, ask.order.as_deref());
-            let statement = view.statement(ask)?;
+            let statement = match view.statement(ask) {
+                Ok(statement) => statement,
+                Err(unanswered) => {
+                    turn.give(live);
+                    return Err(unanswered.into());
+                }
+            };
             let error = match read(&mut live.session, &statement, ask.limit).await {
                 Ok((page, whole)) => {
                     if whole {
