@@ -9,9 +9,10 @@ async fn parse(body: web::Json<serde_json::Value>) -> HttpResponse {
     }
 }
 
-#[actix_web::main]
-async fn main() -> std::io::Result<()> {
+fn main() -> std::io::Result<()> {
     let listen = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8080".to_owned());
-    let app = || App::new().route("/log", web::post().to(parse));
-    HttpServer::new(app).workers(2).bind(listen)?.run().await
+    actix_rt::System::new().block_on(async {
+        let app = || App::new().route("/log", web::post().to(parse));
+        HttpServer::new(app).workers(2).bind(listen)?.run().await
+    })
 }
