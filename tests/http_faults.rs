@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use client::{Load, check_rows};
-use process::{Place, Running, eventually, free_port, scale, seed};
+use process::{Place, Running, free_port, scale, seed};
 use servers::{Postgres, Rabbit, Redis};
 
 /// How long after healing it may take until a request is answered 202, and one is stored.
@@ -212,7 +212,14 @@ fn kill_run(stream: &str, broker: Broker, kills: u64) {
         panic!("both run");
     };
     assert!(second.stop().success(), "a stop did not end well");
-    eventually("all is stored", || first.get("/streams").1.contains(r#""lag":0,"pending":0"#));
+    let mut streams = String::new();
+    let idle = || {
+        streams = first.get("/streams").1;
+        streams.contains(r#""lag":0,"pending":0"#)
+    };
+    if !within(Duration::from_secs(60), idle) {
+        panic!("seed {seed}: not all is stored: {streams}\n{}", first.get("/healthz").1);
+    }
     assert!(first.stop().success(), "a stop did not end well");
     let mut killed = [0; 3];
     for fault in &faults {
@@ -242,6 +249,17 @@ fn kill_run(stream: &str, broker: Broker, kills: u64) {
     assert!(*slowest <= RECOVERY_MAX, "once it took {slowest:?} to recover");
     let dead = flow.place.done(&["dead", "list", "topology.toml", "logs"]);
     assert_eq!(dead.stdout, "", "{}", dead.stderr);
+}
+
+fn within(time: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + time;
+    while !holds() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
 }
 
 /// Each of the two takes half.

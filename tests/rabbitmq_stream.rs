@@ -337,14 +337,18 @@ async fn a_group_that_is_dropped_has_no_queue_any_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_whose_queue_is_deleted_finds_out() {
-    let at = Place::rabbitmq("classic");
-    let backend = at.open().await;
-    let reader = at.member(&backend, "g").await;
-    nothing(&reader).await;
-    let channel = other(&url(&at)).await;
-    channel.queue_delete("s.g".into(), QueueDeleteOptions::default()).await.unwrap();
-    let said = format!("{:#}", reader.fetch(1, BYTES, PATIENCE).await.unwrap_err());
-    assert!(said.contains("queue `s.g` is gone"), "{said}");
+    // Also where it was not looking when the broker said so, and has another queue.
+    for pause in [Duration::ZERO, Duration::from_millis(1500)] {
+        let at = Place::rabbitmq("classic").with(|spec| spec.shards = 2);
+        let backend = at.open().await;
+        let reader = at.member(&backend, "g").await;
+        nothing(&reader).await;
+        let channel = other(&url(&at)).await;
+        channel.queue_delete("s.g.1".into(), QueueDeleteOptions::default()).await.unwrap();
+        tokio::time::sleep(pause).await;
+        let said = format!("{:#}", reader.fetch(1, BYTES, PATIENCE).await.unwrap_err());
+        assert!(said.contains("queue `s.g.1` is gone"), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,10 +20,11 @@ use crate::event::{Event, EventId};
 /// How long a flight is waited for.
 const FLIGHT_MAX: Duration = Duration::from_secs(2);
 
-/// By the broker's URL and the exchange, for as long as somebody in this process uses it.
-type Streams = HashMap<(String, String), Weak<InFlight>>;
+/// The broker's URL and the exchange.
+type Place = (String, String);
 
-static STREAMS: LazyLock<Mutex<Streams>> = LazyLock::new(Mutex::default);
+/// What is known, for as long as somebody in this process uses it.
+static STREAMS: LazyLock<Mutex<HashMap<Place, Weak<InFlight>>>> = LazyLock::new(Mutex::default);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

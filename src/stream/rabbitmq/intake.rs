@@ -47,6 +47,8 @@ pub(super) struct Intake {
     /// Suspects on their way, for the same reason.
     adopting: Option<JoinHandle<Result<()>>>,
     adopt_at: Instant,
+    /// Why nothing more comes, whoever found out.
+    failed: Option<String>,
 }
 
 impl Intake {
@@ -60,6 +62,7 @@ impl Intake {
             starting: None,
             adopting: None,
             adopt_at: Instant::now(),
+            failed: None,
         }
     }
 
@@ -131,6 +134,9 @@ impl Intake {
 
     /// Takes in what has been sent.
     pub fn drain(&mut self, shared: &Shared) -> Result<()> {
+        if let Some(failed) = &self.failed {
+            bail!("{failed}");
+        }
         for lane in 0..self.flows.len() {
             while let Some((consumer, _)) = self.flows[lane].front_mut() {
                 let Some(next) = consumer.next().now_or_never() else { break };
@@ -156,6 +162,17 @@ impl Intake {
     }
 
     fn arrived(
+        &mut self,
+        shared: &Shared,
+        lane: usize,
+        next: Option<lapin::Result<Delivery>>,
+    ) -> Result<()> {
+        let taken = self.take_in(shared, lane, next);
+        // The client says it once only.
+        taken.inspect_err(|error| self.failed = Some(format!("{error:#}")))
+    }
+
+    fn take_in(
         &mut self,
         shared: &Shared,
         lane: usize,
