@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use super::inbox::{Inbox, Job, SharedInbox};
 use super::message::{Alone, Deliver, Down};
+use super::traced::Writes;
 use super::{Shared, keeper};
 use crate::event::{Delivery, Refusal};
 use crate::fault;
@@ -85,7 +86,8 @@ async fn work(
         .metrics
         .batch_events
         .get_or_create_owned(&ComponentLabels { component: component.to_string() });
-    let work = Work { shared, component, inbox, sizes };
+    let writes = Writes::new(&shared.board.traces, &spec);
+    let work = Work { shared, component, inbox, sizes, writes };
     let ends = sinks.into_iter().map(|sink| AssertUnwindSafe(work.write(sink)).catch_unwind());
     // A writer that panics does so alone: the others' jobs are answered before it is passed on.
     let ended =
@@ -109,12 +111,13 @@ struct Work {
     component: Arc<Component>,
     inbox: SharedInbox<Deliver, Vec<Refusal>>,
     sizes: Histogram,
+    writes: Writes,
 }
 
 impl Work {
     /// Writes what waits, until a stop is wanted.
     async fn write(&self, mut sink: Box<dyn Sink>) -> Result<()> {
-        let Self { shared, component, inbox, sizes } = self;
+        let Self { shared, component, inbox, sizes, writes } = self;
         loop {
             tokio::select! {
                 biased;
@@ -143,15 +146,19 @@ impl Work {
                 hand.0.iter().flat_map(|job| job.message.batch.iter()).collect();
             sizes.observe(batch.len() as f64);
             fault::point("sink.store", batch.iter().map(|delivery| &delivery.event));
-            let stored = sink.store(&batch).await;
-            drop(batch);
-            match stored {
+            let start_us = writes.begin();
+            match sink.store(&batch).await {
                 Ok(refusals) => {
                     component.progressed();
+                    writes.end(&batch, start_us, Ok(&refusals));
+                    drop(batch);
                     answer(hand.take(), refusals);
                 }
                 Err(error) => {
-                    hand.refuse(&format!("{error:#}").into());
+                    let cause: Arc<str> = format!("{error:#}").into();
+                    writes.end(&batch, start_us, Err(&cause));
+                    drop(batch);
+                    hand.refuse(&cause);
                     return Err(error);
                 }
             }

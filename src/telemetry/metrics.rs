@@ -37,6 +37,13 @@ pub struct ComponentLabels {
     pub component: String,
 }
 
+/// Why spans were dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DropLabels {
+    /// `queue`: it was full. `collector`: it could not be reached, or refused them.
+    pub reason: &'static str,
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// Everything that is counted.
@@ -63,6 +70,10 @@ pub struct Metrics {
     pub batch_events: Histograms<ComponentLabels>,
     /// Seconds from acceptance to storage.
     pub storage_seconds: Histograms<GroupLabels>,
+    /// Spans the collector took.
+    pub spans_exported: Counter,
+    /// Spans that were lost.
+    pub spans_dropped: Family<DropLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -123,6 +134,16 @@ impl Default for Metrics {
                 "storage_seconds",
                 "Seconds from the acceptance of an event to its storage",
                 Family::new_with_constructor(seconds)
+            ),
+            spans_exported: declare!(
+                "spans_exported",
+                "Spans that the collector of [tracing] took",
+                Counter::default()
+            ),
+            spans_dropped: declare!(
+                "spans_dropped",
+                "Spans that were lost because the queue was full or the collector did not take them",
+                Family::default()
             ),
             named: Mutex::default(),
             registry: Mutex::new(registry),

@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result};
 use self::hand::Hand;
 use super::sink::SinkActor;
 use super::stream::StreamActor;
+use super::traced::{Journeys, Sends};
 use super::{Shared, keeper};
 use crate::stream::{GroupSpec, Reader, ReaderSpec, StreamSpec};
 use crate::telemetry::board::Component;
@@ -39,13 +40,13 @@ pub enum Target {
     /// A sink.
     Sink(Addr<SinkActor>, Arc<Component>),
     /// Another stream.
-    Stream(Addr<StreamActor>, Arc<Component>),
+    Stream(Addr<StreamActor>, Arc<Component>, Arc<Sends>),
 }
 
 impl Target {
     fn component(&self) -> &Arc<Component> {
         match self {
-            Self::Sink(_, component) | Self::Stream(_, component) => component,
+            Self::Sink(_, component) | Self::Stream(_, component, _) => component,
         }
     }
 }
@@ -59,6 +60,7 @@ pub struct MemberActor {
     component: Arc<Component>,
     /// What was fetched and is not settled. It outlives a life: the next one goes on with it.
     hand: Rc<Hand>,
+    journeys: Rc<Journeys>,
 }
 
 impl MemberActor {
@@ -70,7 +72,9 @@ impl MemberActor {
         shared: Shared,
         component: Arc<Component>,
     ) -> Self {
-        Self { group, stream, target, shared, component, hand: Rc::default() }
+        let member = member_name(&shared, &group, &component);
+        let journeys = Rc::new(Journeys::new(&shared.board.traces, &group, &stream, member));
+        Self { group, stream, target, shared, component, hand: Rc::default(), journeys }
     }
 }
 
@@ -85,6 +89,7 @@ impl Actor for MemberActor {
             self.shared.clone(),
             self.component.clone(),
             self.hand.clone(),
+            self.journeys.clone(),
         );
         keeper::live(ctx, &self.component, life);
     }
@@ -100,6 +105,7 @@ struct Member {
     shared: Shared,
     component: Arc<Component>,
     hand: Rc<Hand>,
+    journeys: Rc<Journeys>,
     counts: Counts,
 }
 
@@ -140,14 +146,15 @@ async fn work(
     shared: Shared,
     component: Arc<Component>,
     hand: Rc<Hand>,
+    journeys: Rc<Journeys>,
 ) -> Result<()> {
     let context = || format!("group {} on stream {}", group.name, group.from);
     let backend = (stream.kind.open)(stream, shared.site.clone()).await.with_context(context)?;
-    let name = format!("{}/{}/{}", shared.site.instance, group.name, component.number);
+    let name = member_name(&shared, &group, &component);
     let spec = ReaderSpec { group: group.clone(), member: name };
     let reader = backend.reader(spec).await.with_context(context)?;
     let counts = Counts::new(&shared, &group, &component);
-    let member = Member { group, reader, target, shared, component, hand, counts };
+    let member = Member { group, reader, target, shared, component, hand, journeys, counts };
     member.hand.resume();
     member.renew_once().await?;
     member.component.up();
@@ -157,9 +164,15 @@ async fn work(
         ended = work => { ended?; }
         failed = member.renew() => failed?,
     }
-    member.reader.release(&member.hand.tickets()).await?;
+    let tickets = member.hand.tickets();
+    member.reader.release(&tickets).await?;
+    member.journeys.lost(&tickets, "handed back");
     member.hand.clear();
     Ok(())
+}
+
+fn member_name(shared: &Shared, group: &GroupSpec, component: &Component) -> String {
+    format!("{}/{}/{}", shared.site.instance, group.name, component.number)
 }
 
 impl Member {
@@ -178,8 +191,10 @@ impl Member {
                 }
                 continue;
             }
-            let batch = self.reader.fetch(self.group.batch, DELIVERY_BYTES_MAX, FETCH_WAIT).await?;
+            let fetched = self.reader.fetch(self.group.batch, DELIVERY_BYTES_MAX, FETCH_WAIT);
+            let mut batch = fetched.await?;
             if !batch.is_empty() {
+                self.journeys.begin(&mut batch);
                 self.counts.sizes.observe(batch.len() as f64);
                 self.hand.push(batch);
             }
@@ -211,6 +226,7 @@ impl Member {
                 events = lost.len(),
                 "another member took over events that were held longer than their lease"
             );
+            self.journeys.lost(&lost, "taken over");
             self.hand.lose(&lost);
         }
         Ok(())
@@ -224,6 +240,7 @@ impl Member {
         self.hand.end_ack();
         acked?;
         self.component.progressed();
+        self.journeys.stored(deliveries);
         self.counts.stored.inc_by(deliveries.len() as u64);
         if let Some(named) = &self.counts.named {
             named.inc_by(deliveries.len() as u64);
