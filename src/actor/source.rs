@@ -268,8 +268,9 @@ impl Life {
     ) -> bool {
         let mut sent = sent;
         if let Some(sent) = &mut sent {
-            source.answered(&sent.moves, outcome(&answer));
+            // Before whoever asked for it hears of it: a span does not outlast its parent.
             self.sends.end(std::mem::take(&mut sent.spans), sent.events, &answer);
+            source.answered(&sent.moves, outcome(&answer));
         }
         match (answer, sent) {
             (Ok(Appended::Durable), Some(sent)) => {

@@ -75,11 +75,7 @@ async fn running(
 ) -> Result<()> {
     let mut signals = Signals::new()?;
     let started_us = now_us();
-    let shared = Shared {
-        site: site(&topology, until_idle),
-        board,
-        suspicion: Arc::default(),
-    };
+    let shared = Shared { site: site(&topology, until_idle), board, suspicion: Arc::default() };
     let arbiters: Vec<_> =
         (0..topology.runtime.threads.max(1)).map(|_| actix_rt::Arbiter::new()).collect();
     let handles = arbiters.iter().map(actix_rt::Arbiter::handle).collect();

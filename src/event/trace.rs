@@ -116,7 +116,9 @@ mod tests {
         let begun = Place::begin();
         assert_eq!(Place::parse(&begun.to_string()), Some(begun));
         let child = Place { sampled: false, ..begun }.child();
-        assert!(child.sampled && child.trace_id == begun.trace_id && child.span_id != begun.span_id);
+        assert!(
+            child.sampled && child.trace_id == begun.trace_id && child.span_id != begun.span_id
+        );
     }
 
     #[test]

@@ -65,9 +65,8 @@ pub fn start(
     supervisor: &Addr<Supervisor>,
     board: &Arc<Board>,
 ) -> Result<Server> {
-    let intake = Intake::new(topology, Guard::new(http), &board.traces, |room, name| {
-        part.has(room, name)
-    });
+    let intake =
+        Intake::new(topology, Guard::new(http), &board.traces, |room, name| part.has(room, name));
     let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
     let needed = sources.flat_map(|source| {
         let (own, to) = (Room::Source.noun(), Room::Stream.noun());

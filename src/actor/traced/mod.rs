@@ -74,7 +74,12 @@ mod tests {
         assert_eq!(server("amqp://[::1]:5672/%2f"), "[::1] 5672");
         assert_eq!(server("amqp://[::1]/"), "[::1]");
         assert_eq!(server("postgres:///events?host=/run/postgresql"), "");
-        for odd in ["redis://:se/cret@host", "redis://:a@b/c@host", "redis://u:p@ss@host/0", "amqp://u:cret/x@h"] {
+        for odd in [
+            "redis://:se/cret@host",
+            "redis://:a@b/c@host",
+            "redis://u:p@ss@host/0",
+            "amqp://u:cret/x@h",
+        ] {
             let said = server(odd);
             assert!(!said.contains("cret") && !said.contains("ss"), "{odd} says {said}");
         }

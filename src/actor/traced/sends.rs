@@ -73,8 +73,7 @@ impl Sends {
     }
 
     fn span(&self, trace: Option<&str>, start_us: i64) -> Option<Span> {
-        let mut span =
-            self.traces.span(self.name.clone(), SpanKind::Producer, trace, start_us)?;
+        let mut span = self.traces.span(self.name.clone(), SpanKind::Producer, trace, start_us)?;
         span.set_all(&self.common);
         Some(span)
     }

@@ -46,11 +46,7 @@ struct Following {
 impl Traces {
     /// Starts what sends spans to the collector. It need not be there yet. Errs where its address
     /// is none.
-    pub fn start(
-        tracing: &Tracing,
-        instance: &str,
-        metrics: &Metrics,
-    ) -> Result<(Self, Exporter)> {
+    pub fn start(tracing: &Tracing, instance: &str, metrics: &Metrics) -> Result<(Self, Exporter)> {
         let (queue, exporter) = export::start(tracing, instance, metrics)?;
         let scope = InstrumentationScope::builder("aqueduct")
             .with_version(env!("CARGO_PKG_VERSION"))

@@ -1,7 +1,7 @@
 //! The span of a request that makes events: a `tracing` span, so that what is logged within it
 //! says which trace it belongs to, and which `tracing-opentelemetry` makes one of OpenTelemetry's.
 
-use opentelemetry::trace::{SpanKind, TraceContextExt, TracerProvider, TraceState};
+use opentelemetry::trace::{SpanKind, TraceContextExt, TraceState, TracerProvider};
 use opentelemetry::{Context, KeyValue};
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
