@@ -274,6 +274,77 @@ fn what_fails_is_followed_without_being_sampled() {
 }
 
 #[test]
+fn a_request_that_cannot_be_answered_is_followed_without_being_sampled() {
+    let collector = Collector::start(free_port());
+    let stream = format!("kind = \"redis\"\nurl = \"redis://:hidden@127.0.0.1:{}\"", free_port());
+    let topology = topology(&collector, &stream, "kind = \"console\"");
+    let place = Place::new(&topology.replace("[source", "sample = \"none\"\n[source"));
+    let running = place.start();
+    eventually("it listens", || running.get("/livez").0 == 200);
+    assert_eq!(post("/log").json("1").send(place.port).unwrap().status, 503);
+    assert_eq!(post("/log").json("{").send(place.port).unwrap().status, 400);
+    eventually("the span is there", || collector.count() > 0);
+    assert!(running.stop().success());
+    let spans = collector.named("POST /log");
+    let span = only(&spans, "POST /log"); // a bad request is not our error
+    assert_eq!((span.kind, span.get("http.response.status_code")), (SERVER, "503"));
+    assert!(span.error.as_ref().is_some_and(|cause| cause.contains("events")), "{span:#?}");
+    assert!(!format!("{:?}", collector.spans()).contains("hidden"));
+}
+
+#[test]
+fn a_sink_that_is_away_and_a_member_that_is_killed_are_seen() {
+    let collector = Collector::start(free_port());
+    let server = Postgres::shared();
+    let url = server.database();
+    let database = url.rsplit('/').next().unwrap();
+    let sink = format!("kind = \"postgres\"\nurl = \"{url}\"\ntable = \"rows\"");
+    server.psql(database, "CREATE TABLE rows (event_id uuid PRIMARY KEY, data text NOT NULL)");
+    server.psql(database, "CREATE FUNCTION away() RETURNS trigger AS 'BEGIN RAISE EXCEPTION USING \
+                           ERRCODE = ''53100'', MESSAGE = ''the disk is full''; END' LANGUAGE plpgsql");
+    let place = Place::new(&topology(&collector, "", &sink));
+    let running = place.start();
+    eventually("all is well", || running.get("/healthz").0 == 200);
+    let trigger = "CREATE TRIGGER away BEFORE INSERT ON rows EXECUTE FUNCTION away()";
+    server.psql(database, trigger);
+    let trace = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let request = post("/log").header("traceparent", &trace).json("{\"n\":1}");
+    assert_eq!(request.send(place.port).unwrap().status, 202);
+    eventually("it is tried", || !collector.named("insert rows").is_empty());
+    running.kill();
+    server.psql(database, "DROP TRIGGER away ON rows");
+    let running = place.start();
+    eventually("it is stored", || collector.named("process events").len() == 1);
+    assert!(running.stop().success());
+    let spans = collector.trace(TRACE);
+    let process = only(&spans, "process events");
+    let events: Vec<&str> = process.events.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(events, ["reclaimed"], "{process:#?}");
+    assert_eq!(process.events[0].1["aqueduct.deliveries"], "2");
+    let (last, tried): (Vec<&Span>, Vec<&Span>) =
+        spans.iter().filter(|it| it.name == "insert rows").partition(|it| it.error.is_none());
+    assert_eq!(last.len(), 1);
+    assert_eq!(last[0].parent, process.id);
+    assert!(tried.iter().all(|it| it.error.as_ref().unwrap().contains("the disk is full")));
+
+    // And without a kill: the same member tries again.
+    let running = place.start();
+    eventually("all is well", || running.get("/healthz").0 == 200);
+    server.psql(database, trigger);
+    let again = TRACE.replace('4', "5");
+    let request = post("/log").header("traceparent", &trace.replace(TRACE, &again)).json("2");
+    assert_eq!(request.send(place.port).unwrap().status, 202);
+    eventually("it is tried", || collector.trace(&again).iter().any(|it| it.name == "insert rows"));
+    server.psql(database, "DROP TRIGGER away ON rows");
+    let process = || only(&collector.trace(&again), "process events").clone();
+    let seen = || collector.trace(&again).iter().any(|it| it.name == "process events");
+    eventually("it is stored", seen);
+    assert_eq!(process().events[0].0, "retry");
+    assert!(process().events[0].1["aqueduct.cause"].contains("the disk is full"));
+    assert!(running.stop().success());
+}
+
+#[test]
 fn no_second_begins_more_traces_than_the_rate() {
     let collector = Collector::start(free_port());
     let place = Place::new(&format!(

@@ -90,7 +90,8 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Sends what is there, and returns when that is done, or after 3 s at most.
+    /// Sends what is there, and returns when that is done; after 3 s at most, and at once where
+    /// the collector was away before.
     pub fn stop(self) {
         self.stop.cancel();
         match self.stopped.recv_timeout(STOP_WAIT) {
@@ -175,9 +176,13 @@ impl Sending {
             if batch.is_empty() {
                 return 0;
             }
-            let spans = batch.len();
-            let sent = self.send(batch).await;
-            if !sent && self.stop.is_cancelled() {
+            let (spans, stop) = (batch.len(), self.stop.clone());
+            let hopeless = self.failing;
+            let sent = tokio::select! {
+                sent = self.send(batch) => sent,
+                () = stop.cancelled(), if hopeless => false,
+            };
+            if !sent && stop.is_cancelled() {
                 return spans + self.receiver.len(); // it is away: the rest would fare no better
             }
             if sent && self.receiver.is_empty() {
