@@ -5,13 +5,14 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, Context, Supervised};
 use anyhow::Result;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 
 use super::message::{Append, Bury, Down, Slots};
 use super::stream::StreamActor;
@@ -49,6 +50,8 @@ struct Life {
     component: Arc<Component>,
     origin: Arc<str>,
     published: Counter,
+    failures: Counter,
+    seconds: Histogram,
     named: Option<Counter>,
 }
 
@@ -64,6 +67,8 @@ impl SourceActor {
         let metrics = &shared.board.metrics;
         let labels = SourceLabels { source: spec.name.to_string(), stream: spec.to.clone() };
         let published = metrics.published.get_or_create_owned(&labels);
+        let failures = metrics.publish_failures.get_or_create_owned(&labels);
+        let seconds = metrics.publish_seconds.get_or_create_owned(&labels);
         let doc = "Events a source made durable, under a name of the user's";
         let named = spec.counter.as_ref().map(|name| metrics.named(name, doc));
         let origin = spec.origin.as_str().into();
@@ -80,6 +85,8 @@ impl SourceActor {
             component,
             origin,
             published,
+            failures,
+            seconds,
             named,
         };
         Self { life: Rc::new(life) }
@@ -102,6 +109,7 @@ struct Sent {
     events: u64,
     moves: Vec<Move>,
     spans: Vec<Span>,
+    since: Instant,
     answer: LocalBoxFuture<'static, Result<Appended, Down>>,
 }
 
@@ -238,7 +246,7 @@ impl Life {
         };
         let answer = self.stream.send(Append { append, wait });
         let answer = async move { answer.await.unwrap_or(Err(Down::Died)) }.boxed_local();
-        under_way.push_back(Sent { events, moves, spans, answer });
+        under_way.push_back(Sent { events, moves, spans, since: Instant::now(), answer });
         Ok(())
     }
 
@@ -272,9 +280,13 @@ impl Life {
             self.sends.end(std::mem::take(&mut sent.spans), sent.events, &answer);
             source.answered(&sent.moves, outcome(&answer));
         }
+        if !matches!(answer, Ok(Appended::Durable)) {
+            self.failures.inc();
+        }
         match (answer, sent) {
             (Ok(Appended::Durable), Some(sent)) => {
                 self.component.progressed();
+                self.seconds.observe(sent.since.elapsed().as_secs_f64());
                 self.published.inc_by(sent.events);
                 if let Some(named) = &self.named {
                     named.inc_by(sent.events);

@@ -22,7 +22,7 @@ use super::traced::Sends;
 use crate::spec::Room;
 use crate::stream::StreamStatus;
 use crate::telemetry::board::{Component, LastError, State, Trouble};
-use crate::telemetry::metrics::GroupLabels;
+use crate::telemetry::metrics::{ComponentLabels, GroupLabels};
 use crate::topology::Topology;
 
 /// How long a stream may take to say how it is.
@@ -286,6 +286,11 @@ impl Handler<Inspect> for Supervisor {
                         board.metrics.pending.get_or_create_owned(&labels).set(pending);
                     }
                 }
+            }
+            for component in board.all() {
+                let labels = ComponentLabels { component: component.to_string() };
+                let up = i64::from(component.state() == State::Up);
+                board.metrics.up.get_or_create_owned(&labels).set(up);
             }
             let components = board.all().iter().map(|c| component_status(c)).collect();
             Snapshot { components, streams, troubles: board.troubles() }

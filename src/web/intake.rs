@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::dev::Decompress;
 use actix_web::http::Method;
@@ -22,7 +22,8 @@ use crate::source::door::{Ask, Away};
 use crate::source::http::Ids;
 use crate::source::http::body::{Format, read};
 use crate::spec::{Room, Ty};
-use crate::telemetry::traces::Traces;
+use crate::telemetry::board::Board;
+use crate::telemetry::metrics::{RequestLabels, RequestedLabels};
 use crate::telemetry::traces::request::{Asked, Request};
 use crate::topology::{Topology, needs_http};
 
@@ -38,7 +39,7 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The requests that this process's sources take.
 pub struct Intake {
     guard: Arc<Guard>,
-    traces: Traces,
+    board: Arc<Board>,
     posts: HashMap<String, Post>,
     triggers: Vec<SourceSpec>,
 }
@@ -55,7 +56,7 @@ impl Intake {
     pub fn new(
         topology: &Topology,
         guard: Arc<Guard>,
-        traces: &Traces,
+        board: &Arc<Board>,
         runs: impl Fn(Room, &str) -> bool,
     ) -> Self {
         let (mut posts, mut triggers) = (HashMap::new(), Vec::new());
@@ -69,7 +70,7 @@ impl Intake {
                 triggers.push(source.clone());
             }
         }
-        Self { guard, traces: traces.clone(), posts, triggers }
+        Self { guard, board: board.clone(), posts, triggers }
     }
 
     /// The paths that events are posted to, and their sources.
@@ -94,17 +95,47 @@ impl Intake {
         payload: web::Payload,
     ) -> Option<Result<HttpResponse, Problem>> {
         if let Some(post) = self.posts.get(request.path()) {
-            return Some(self.take(post, request, payload).await);
+            let taking = self.take(post, request, payload);
+            return Some(self.counted(&post.source, taking).await);
         }
         let name = match request.path().strip_prefix("/publish") {
             Some("") => None,
             Some(rest) => Some(rest.strip_prefix('/')?),
             None => return None,
         };
-        if self.triggers.is_empty() {
-            return None;
+        // Of a request to all of them the first one tells.
+        let named = |source: &&SourceSpec| name.is_none_or(|name| name == &*source.name);
+        match self.triggers.iter().find(named) {
+            Some(first) => Some(self.counted(first, self.trigger(name, first, request)).await),
+            None if self.triggers.is_empty() => None,
+            None => Some(self.admit(request).and_then(|_| Err(self.no_trigger()))),
         }
-        Some(self.trigger(name, request).await)
+    }
+
+    async fn counted(
+        &self,
+        source: &SourceSpec,
+        answering: impl Future<Output = Result<HttpResponse, Problem>>,
+    ) -> Result<HttpResponse, Problem> {
+        let started = Instant::now();
+        let answer = answering.await;
+        let (source, metrics) = (source.name.to_string(), &self.board.metrics);
+        let labels = RequestedLabels { source: source.clone() };
+        let seconds = metrics.request_seconds.get_or_create_owned(&labels);
+        seconds.observe(started.elapsed().as_secs_f64());
+        let status = match &answer {
+            Ok(response) => response.status(),
+            Err(problem) => problem.status_code(),
+        };
+        let labels = RequestLabels { source, status: status.as_u16() };
+        metrics.requests.get_or_create_owned(&labels).inc();
+        answer
+    }
+
+    fn no_trigger(&self) -> Problem {
+        let known: Vec<&str> = self.triggers.iter().map(|it| &*it.name).collect();
+        let known = known.join(", ");
+        Problem::missing(format!("no source to trigger has this name (try {known})"))
     }
 
     /// Lets a request in that may be: in the order in which a stranger learns the least.
@@ -125,7 +156,7 @@ impl Intake {
         payload: web::Payload,
     ) -> Result<HttpResponse, Problem> {
         let pass = self.admit(request)?;
-        let traced = self.traces.request(asked(request, &post.source));
+        let traced = self.board.traces.request(asked(request, &post.source));
         let taking = self.take_admitted(post, request, payload, pass, traced.trace.as_deref());
         let answer = taking.instrument(traced.span.clone()).await;
         answered(traced, &answer);
@@ -190,17 +221,11 @@ impl Intake {
     async fn trigger(
         &self,
         name: Option<&str>,
+        first: &SourceSpec,
         request: &HttpRequest,
     ) -> Result<HttpResponse, Problem> {
         let _pass = self.admit(request)?;
-        let named = |source: &&SourceSpec| name.is_none_or(|name| name == &*source.name);
-        let Some(first) = self.triggers.iter().find(named) else {
-            let known: Vec<&str> = self.triggers.iter().map(|it| &*it.name).collect();
-            let known = known.join(", ");
-            let error = format!("no source to trigger has this name (try {known})");
-            return Err(Problem::missing(error));
-        };
-        let traced = self.traces.request(asked(request, first));
+        let traced = self.board.traces.request(asked(request, first));
         let running = self.run(name.map(|_| first), request, traced.trace.as_deref());
         let answer = running.instrument(traced.span.clone()).await;
         answered(traced, &answer);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use actix::Addr;
 use actix_web::dev::ServerHandle;
-use actix_web::http::header::ContentType;
+use actix_web::http::header::{ACCEPT, ContentType};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, Responder, web};
 use anyhow::{Context, Result};
 use rustls::ServerConfig;
@@ -26,6 +26,7 @@ use crate::actor::message::Inspect;
 use crate::actor::supervisor::{Part, Supervisor};
 use crate::spec::Room;
 use crate::telemetry::board::{Board, Trouble};
+use crate::telemetry::metrics::Exposition;
 use crate::topology::{Http, Tls, Topology};
 
 /// Threads that answer requests.
@@ -65,8 +66,7 @@ pub fn start(
     supervisor: &Addr<Supervisor>,
     board: &Arc<Board>,
 ) -> Result<Server> {
-    let intake =
-        Intake::new(topology, Guard::new(http), &board.traces, |room, name| part.has(room, name));
+    let intake = Intake::new(topology, Guard::new(http), board, |room, name| part.has(room, name));
     let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
     let needed = sources.flat_map(|source| {
         let (own, to) = (Room::Source.noun(), Room::Stream.noun());
@@ -191,15 +191,15 @@ async fn streams(served: web::Data<Served>) -> impl Responder {
     }
 }
 
-async fn metrics(served: web::Data<Served>) -> impl Responder {
+async fn metrics(served: web::Data<Served>, request: HttpRequest) -> impl Responder {
     // Asking the streams brings the lags up to date.
     if served.supervisor.send(Inspect).await.is_err() {
         return stopping();
     }
-    match served.board.metrics.encode() {
-        Ok(text) => HttpResponse::Ok()
-            .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
-            .body(text),
+    let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
+    let exposition = Exposition::accepted(accept.unwrap_or_default());
+    match served.board.metrics.encode(exposition) {
+        Ok(text) => HttpResponse::Ok().content_type(exposition.content_type()).body(text),
         Err(_) => HttpResponse::InternalServerError().body("the metrics cannot be written\n"),
     }
 }

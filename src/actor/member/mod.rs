@@ -13,7 +13,7 @@ mod suspects;
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use actix::{Actor, Addr, Context, Supervised};
 use anyhow::{Context as _, Result};
@@ -23,9 +23,11 @@ use super::sink::SinkActor;
 use super::stream::StreamActor;
 use super::traced::{Journeys, Sends};
 use super::{Shared, keeper};
+use crate::event::Delivery;
+use crate::event::trace::Place;
 use crate::stream::{GroupSpec, Reader, ReaderSpec, StreamSpec};
 use crate::telemetry::board::Component;
-use crate::telemetry::metrics::{ComponentLabels, GroupLabels};
+use crate::telemetry::metrics::{Ages, ComponentLabels, Exemplar, GroupLabels};
 
 /// How long one fetch waits for events, and so how soon a stop is noticed.
 const FETCH_WAIT: Duration = Duration::from_millis(200);
@@ -115,7 +117,7 @@ struct Counts {
     stored: prometheus_client::metrics::counter::Counter,
     refused: prometheus_client::metrics::counter::Counter,
     dead: prometheus_client::metrics::counter::Counter,
-    seconds: prometheus_client::metrics::histogram::Histogram,
+    seconds: Ages,
     named: Option<prometheus_client::metrics::counter::Counter>,
     sizes: prometheus_client::metrics::histogram::Histogram,
 }
@@ -173,6 +175,12 @@ async fn work(
 
 fn member_name(shared: &Shared, group: &GroupSpec, component: &Component) -> String {
     format!("{}/{}/{}", shared.site.instance, group.name, component.number)
+}
+
+/// The trace of an event that is followed.
+fn exemplar(trace: &str) -> Option<Exemplar> {
+    let place = Place::parse(trace).filter(|place| place.sampled)?;
+    Some(Exemplar { trace_id: format!("{:032x}", place.trace_id) })
 }
 
 impl Member {
@@ -233,7 +241,7 @@ impl Member {
     }
 
     /// Acknowledges events that are stored.
-    async fn stored(&self, deliveries: &[crate::event::Delivery]) -> Result<()> {
+    async fn stored(&self, deliveries: &[Delivery]) -> Result<()> {
         let tickets: Vec<_> = deliveries.iter().map(|delivery| delivery.ticket).collect();
         self.hand.begin_ack();
         let acked = self.reader.ack(&tickets).await;
@@ -246,9 +254,12 @@ impl Member {
             named.inc_by(deliveries.len() as u64);
         }
         let now_us = crate::event::now_us();
-        for delivery in deliveries {
-            let age_us = now_us.saturating_sub(delivery.event.time_us).max(0);
-            self.counts.seconds.observe(age_us as f64 / 1e6);
+        let traced = self.shared.board.traces.on();
+        for Delivery { event, .. } in deliveries {
+            let age_us = now_us.saturating_sub(event.time_us).max(0);
+            let exemplar = event.trace.as_deref().filter(|_| traced).and_then(exemplar);
+            let at = exemplar.is_some().then(SystemTime::now);
+            self.counts.seconds.observe(age_us as f64 / 1e6, exemplar, at);
         }
         Ok(())
     }
