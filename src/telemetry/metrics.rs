@@ -1,5 +1,5 @@
-//! What is counted, in Prometheus' terms. One table, [`Metrics::default`], names and explains
-//! all of it; the one in the documentation is made from it.
+//! What is counted, in Prometheus' terms. One table (`table.rs`) names and explains all of it; the
+//! one in the documentation is made from it.
 
 mod exposition;
 mod process;
@@ -16,7 +16,7 @@ use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 pub use self::exposition::Exposition;
 use self::process::Process;
@@ -81,10 +81,6 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 /// A histogram of events, some of which can be looked at.
 pub type Ages = HistogramWithExemplars<Exemplar>;
 
-const OF_SOURCE: &[&str] = &["source", "stream"];
-const OF_GROUP: &[&str] = &["stream", "group"];
-const OF_COMPONENT: &[&str] = &["component"];
-
 /// Everything that is counted.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -132,181 +128,58 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::default();
-        let mut described = Vec::new();
-        macro_rules! declare {
-            ($name:literal, $labels:expr, $unit:literal, $doc:literal, $metric:expr) => {{
-                let metric = $metric;
-                let (name, kind) = (concat!("aqueduct_", $name), kind(&metric));
-                described.push(Described { name, kind, labels: $labels, unit: $unit, doc: $doc });
-                registry.register(name, $doc, metric.clone());
-                metric
-            }};
-        }
         let batch_sizes: fn() -> Histogram = || Histogram::new(exponential_buckets(1.0, 4.0, 8));
         let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 4.0, 10));
         let ages: fn() -> Ages = || Ages::new(exponential_buckets(0.001, 4.0, 10));
-        let published = declare!(
-            "events_published",
-            OF_SOURCE,
-            "events",
-            "Events a source made durable in its stream",
-            Family::default()
-        );
-        let publish_failures = declare!(
-            "publish_failures",
-            OF_SOURCE,
-            "batches",
-            "Batches of a source that its stream did not take: it was away, full, or held another \
-             checkpoint",
-            Family::default()
-        );
-        let publish_seconds = declare!(
-            "publish_seconds",
-            OF_SOURCE,
-            "seconds",
-            "Seconds from a batch of a source until it is durable",
-            Family::new_with_constructor(seconds)
-        );
-        let requests = declare!(
-            "http_requests",
-            &["source", "status"],
-            "requests",
-            "Requests to an http source or a trigger, by the status of the answer",
-            Family::default()
-        );
-        let request_seconds = declare!(
-            "http_request_seconds",
-            &["source"],
-            "seconds",
-            "Seconds until a request to an http source or a trigger was answered",
-            Family::new_with_constructor(seconds)
-        );
-        let delivered = declare!(
-            "events_delivered",
-            OF_GROUP,
-            "events",
-            "Events a group handed to its sink or stream, deliveries again included",
-            Family::default()
-        );
-        let stored = declare!(
-            "events_stored",
-            OF_GROUP,
-            "events",
-            "Events a group's sink or stream confirmed as stored",
-            Family::default()
-        );
-        let refused = declare!(
-            "events_refused",
-            OF_GROUP,
-            "refusals",
-            "Refusals of events by a group's sink, each attempt counted",
-            Family::default()
-        );
-        let dead = declare!(
-            "dead_letters",
-            OF_GROUP,
-            "events",
-            "Events a group gave up",
-            Family::default()
-        );
-        let storage_seconds = declare!(
-            "storage_seconds",
-            OF_GROUP,
-            "seconds",
-            "Seconds from the acceptance of an event to its storage; with exemplars that carry the \
-             `trace_id` of one",
-            Family::new_with_constructor(ages)
-        );
-        let lag = declare!(
-            "group_lag",
-            OF_GROUP,
-            "events",
-            "Events of the stream that no member of the group was given yet",
-            Family::default()
-        );
-        let pending = declare!(
-            "group_pending",
-            OF_GROUP,
-            "events",
-            "Events that members of the group hold and have not acknowledged",
-            Family::default()
-        );
-        let batch_events = declare!(
-            "batch_events",
-            OF_COMPONENT,
-            "events",
-            "Events in one write of a sink or stream, or one fetch of a group's member",
-            Family::new_with_constructor(batch_sizes)
-        );
-        let write_seconds = declare!(
-            "write_seconds",
-            OF_COMPONENT,
-            "seconds",
-            "Seconds of one write of a sink or stream",
-            Family::new_with_constructor(seconds)
-        );
-        let write_failures = declare!(
-            "write_failures",
-            OF_COMPONENT,
-            "writes",
-            "Writes of a sink or stream that failed as a whole, and are done again",
-            Family::default()
-        );
-        let restarts = declare!(
-            "restarts",
-            OF_COMPONENT,
-            "restarts",
-            "Times an actor was started anew after an error or a panic",
-            Family::default()
-        );
-        let up = declare!(
-            "component_up",
-            OF_COMPONENT,
-            "0 or 1",
-            "Whether an actor works",
-            Family::default()
-        );
-        let spans_exported = declare!(
-            "spans_exported",
-            &[],
-            "spans",
-            "Spans that the collector of `[tracing]` took",
-            Counter::default()
-        );
-        let spans_dropped = declare!(
-            "spans_dropped",
-            &["reason"],
-            "spans",
-            "Spans that were lost: the `queue` was full, or the `collector` did not take them",
-            Family::default()
-        );
-        registry.register_collector(Box::new(Process::new()));
-        described.extend(Process::described());
-        Self {
-            registry: Mutex::new(registry),
-            described,
+        let mut table = Declared::default();
+        let mut metrics = Self {
+            published: table.declare(table::PUBLISHED, Family::default()),
+            publish_failures: table.declare(table::PUBLISH_FAILURES, Family::default()),
+            publish_seconds: table
+                .declare(table::PUBLISH_SECONDS, Family::new_with_constructor(seconds)),
+            requests: table.declare(table::REQUESTS, Family::default()),
+            request_seconds: table
+                .declare(table::REQUEST_SECONDS, Family::new_with_constructor(seconds)),
+            delivered: table.declare(table::DELIVERED, Family::default()),
+            stored: table.declare(table::STORED, Family::default()),
+            refused: table.declare(table::REFUSED, Family::default()),
+            dead: table.declare(table::DEAD, Family::default()),
+            storage_seconds: table
+                .declare(table::STORAGE_SECONDS, Family::new_with_constructor(ages)),
+            lag: table.declare(table::LAG, Family::default()),
+            pending: table.declare(table::PENDING, Family::default()),
+            batch_events: table
+                .declare(table::BATCH_EVENTS, Family::new_with_constructor(batch_sizes)),
+            write_seconds: table
+                .declare(table::WRITE_SECONDS, Family::new_with_constructor(seconds)),
+            write_failures: table.declare(table::WRITE_FAILURES, Family::default()),
+            restarts: table.declare(table::RESTARTS, Family::default()),
+            up: table.declare(table::UP, Family::default()),
+            spans_exported: table.declare(table::SPANS_EXPORTED, Counter::default()),
+            spans_dropped: table.declare(table::SPANS_DROPPED, Family::default()),
+            registry: Mutex::default(),
+            described: Vec::new(),
             named: Mutex::default(),
-            published,
-            delivered,
-            stored,
-            refused,
-            dead,
-            restarts,
-            lag,
-            pending,
-            batch_events,
-            storage_seconds,
-            publish_seconds,
-            publish_failures,
-            write_seconds,
-            write_failures,
-            requests,
-            request_seconds,
-            up,
-            spans_exported,
-            spans_dropped,
-        }
+        };
+        table.registry.register_collector(Box::new(Process::new()));
+        metrics.described = table.described.into_iter().chain(Process::described()).collect();
+        metrics.registry = Mutex::new(table.registry);
+        metrics
+    }
+}
+
+/// What was declared so far.
+#[derive(Default)]
+struct Declared {
+    registry: Registry,
+    described: Vec<Described>,
+}
+
+impl Declared {
+    fn declare<M: Metric + Clone>(&mut self, described: Described, metric: M) -> M {
+        self.described.push(Described { kind: kind(&metric), ..described });
+        self.registry.register(described.name, described.doc, metric.clone());
+        metric
     }
 }
 
