@@ -1,6 +1,8 @@
 //! What flows: an [`Event`], its [`EventId`], the [`Delivery`] that a group member holds and the
 //! [`Refusal`] a sink answers with.
 
+pub mod trace;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -166,7 +168,8 @@ pub struct Event {
     pub time_us: i64,
     /// What picks its shard.
     pub key: Option<Box<str>>,
-    /// The W3C `traceparent` it travels with.
+    /// The W3C `traceparent` it travels with; behind a space the `tracestate`, if there is one
+    /// ([`trace`]).
     pub trace: Option<Box<str>>,
     /// Set on a replayed dead letter: only this group is to have it.
     pub only_group: Option<Arc<str>>,

@@ -9,6 +9,7 @@ pub mod sink;
 pub mod source;
 pub mod stream;
 pub mod supervisor;
+pub mod traced;
 
 use std::sync::Arc;
 

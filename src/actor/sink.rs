@@ -5,16 +5,18 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture, Supervised};
 use anyhow::Result;
 use futures_util::FutureExt;
 use futures_util::future::try_join_all;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::inbox::{Inbox, Job, SharedInbox};
 use super::message::{Alone, Deliver, Down};
+use super::traced::Writes;
 use super::{Shared, keeper};
 use crate::event::{Delivery, Refusal};
 use crate::fault;
@@ -80,12 +82,13 @@ async fn work(
     let opened = try_join_all(opening).await;
     let sinks = opened.inspect_err(|error| inbox.refuse_all(&format!("{error:#}").into()))?;
     component.up();
-    let sizes = shared
-        .board
-        .metrics
-        .batch_events
-        .get_or_create_owned(&ComponentLabels { component: component.to_string() });
-    let work = Work { shared, component, inbox, sizes };
+    let labels = ComponentLabels { component: component.to_string() };
+    let metrics = &shared.board.metrics;
+    let sizes = metrics.batch_events.get_or_create_owned(&labels);
+    let seconds = metrics.write_seconds.get_or_create_owned(&labels);
+    let failures = metrics.write_failures.get_or_create_owned(&labels);
+    let writes = Writes::new(&shared.board.traces, &spec);
+    let work = Work { shared, component, inbox, sizes, seconds, failures, writes };
     let ends = sinks.into_iter().map(|sink| AssertUnwindSafe(work.write(sink)).catch_unwind());
     // A writer that panics does so alone: the others' jobs are answered before it is passed on.
     let ended =
@@ -109,12 +112,15 @@ struct Work {
     component: Arc<Component>,
     inbox: SharedInbox<Deliver, Vec<Refusal>>,
     sizes: Histogram,
+    seconds: Histogram,
+    failures: Counter,
+    writes: Writes,
 }
 
 impl Work {
     /// Writes what waits, until a stop is wanted.
     async fn write(&self, mut sink: Box<dyn Sink>) -> Result<()> {
-        let Self { shared, component, inbox, sizes } = self;
+        let Self { shared, component, inbox, sizes, seconds, failures, writes } = self;
         loop {
             tokio::select! {
                 biased;
@@ -143,15 +149,21 @@ impl Work {
                 hand.0.iter().flat_map(|job| job.message.batch.iter()).collect();
             sizes.observe(batch.len() as f64);
             fault::point("sink.store", batch.iter().map(|delivery| &delivery.event));
-            let stored = sink.store(&batch).await;
-            drop(batch);
-            match stored {
+            let (since, start_us) = (Instant::now(), writes.begin());
+            match sink.store(&batch).await {
                 Ok(refusals) => {
                     component.progressed();
+                    seconds.observe(since.elapsed().as_secs_f64());
+                    writes.end(&batch, start_us, Ok(&refusals));
+                    drop(batch);
                     answer(hand.take(), refusals);
                 }
                 Err(error) => {
-                    hand.refuse(&format!("{error:#}").into());
+                    let cause: Arc<str> = format!("{error:#}").into();
+                    failures.inc();
+                    writes.end(&batch, start_us, Err(&cause));
+                    drop(batch);
+                    hand.refuse(&cause);
                     return Err(error);
                 }
             }

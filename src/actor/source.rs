@@ -5,23 +5,27 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, Context, Supervised};
 use anyhow::Result;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
 
 use super::message::{Append, Bury, Down, Slots};
 use super::stream::StreamActor;
+use super::traced::{Sends, never_sent};
 use super::{Shared, keeper};
-use crate::event::Event;
+use crate::event::{Event, now_us};
 use crate::fault;
 use crate::source::{Batch, Dead, Move, Outcome, Position, Pull, Slot, Source, SourceSpec};
-use crate::stream::{self, Appended};
+use crate::stream::{self, Appended, StreamSpec};
 use crate::telemetry::board::{Component, State};
 use crate::telemetry::metrics::SourceLabels;
+use crate::telemetry::traces::span::Span;
+use crate::topology::needs_http;
 
 /// Batches under way to the stream.
 const UNDER_WAY_MAX: usize = 4;
@@ -40,10 +44,14 @@ struct Life {
     spec: SourceSpec,
     stream: Addr<StreamActor>,
     stream_component: Arc<Component>,
+    stream_spec: StreamSpec,
+    sends: Sends,
     shared: Shared,
     component: Arc<Component>,
     origin: Arc<str>,
     published: Counter,
+    failures: Counter,
+    seconds: Histogram,
     named: Option<Counter>,
 }
 
@@ -52,18 +60,35 @@ impl SourceActor {
     pub fn new(
         spec: SourceSpec,
         stream: (Addr<StreamActor>, Arc<Component>),
+        stream_spec: StreamSpec,
         shared: Shared,
         component: Arc<Component>,
     ) -> Self {
         let metrics = &shared.board.metrics;
         let labels = SourceLabels { source: spec.name.to_string(), stream: spec.to.clone() };
         let published = metrics.published.get_or_create_owned(&labels);
+        let failures = metrics.publish_failures.get_or_create_owned(&labels);
+        let seconds = metrics.publish_seconds.get_or_create_owned(&labels);
         let doc = "Events a source made durable, under a name of the user's";
         let named = spec.counter.as_ref().map(|name| metrics.named(name, doc));
         let origin = spec.origin.as_str().into();
+        let asked = needs_http(spec.kind, &spec.values).is_some();
+        let sends = Sends::of_source(&shared.board.traces, &stream_spec, &spec.name, asked);
         let (stream, stream_component) = stream;
-        let life =
-            Life { spec, stream, stream_component, shared, component, origin, published, named };
+        let life = Life {
+            spec,
+            stream,
+            stream_component,
+            stream_spec,
+            sends,
+            shared,
+            component,
+            origin,
+            published,
+            failures,
+            seconds,
+            named,
+        };
         Self { life: Rc::new(life) }
     }
 }
@@ -79,10 +104,12 @@ impl Actor for SourceActor {
 
 impl Supervised for SourceActor {}
 
-/// An append on its way: how many events, which steps, and the answer to be.
+/// An append on its way: how many events, which steps, who follows it, and the answer to be.
 struct Sent {
     events: u64,
     moves: Vec<Move>,
+    spans: Vec<Span>,
+    since: Instant,
     answer: LocalBoxFuture<'static, Result<Appended, Down>>,
 }
 
@@ -210,6 +237,7 @@ impl Life {
             set_slot(stored, &step.slot, step.to.clone());
         }
         let events = batch.events.len() as u64;
+        let spans = self.sends.begin(&mut batch.events);
         let moves = batch.moves;
         let append = stream::Append {
             origin: self.origin.clone(),
@@ -218,7 +246,7 @@ impl Life {
         };
         let answer = self.stream.send(Append { append, wait });
         let answer = async move { answer.await.unwrap_or(Err(Down::Died)) }.boxed_local();
-        under_way.push_back(Sent { events, moves, answer });
+        under_way.push_back(Sent { events, moves, spans, since: Instant::now(), answer });
         Ok(())
     }
 
@@ -227,8 +255,13 @@ impl Life {
         for Dead { reason, .. } in &dead {
             tracing::warn!(source = %self.spec.name, "a dead letter: {reason}");
         }
+        let (start_us, followed) = (now_us(), self.shared.board.traces.on().then(|| dead.clone()));
         match self.stream.send(Bury { dead }).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                let followed = followed.unwrap_or_default();
+                never_sent(&self.shared.board.traces, &self.stream_spec, &followed, start_us);
+                Ok(())
+            }
             Ok(Err(Down::Failed(cause))) => anyhow::bail!("cannot keep a dead letter: {cause}"),
             Ok(Err(Down::Died)) | Err(_) => anyhow::bail!("cannot keep a dead letter"),
         }
@@ -241,12 +274,19 @@ impl Life {
         sent: Option<Sent>,
         answer: Result<Appended, Down>,
     ) -> bool {
-        if let Some(sent) = &sent {
+        let mut sent = sent;
+        if let Some(sent) = &mut sent {
+            // Before whoever asked for it hears of it: a span does not outlast its parent.
+            self.sends.end(std::mem::take(&mut sent.spans), sent.events, &answer);
             source.answered(&sent.moves, outcome(&answer));
+        }
+        if !matches!(answer, Ok(Appended::Durable)) {
+            self.failures.inc();
         }
         match (answer, sent) {
             (Ok(Appended::Durable), Some(sent)) => {
                 self.component.progressed();
+                self.seconds.observe(sent.since.elapsed().as_secs_f64());
                 self.published.inc_by(sent.events);
                 if let Some(named) = &self.named {
                     named.inc_by(sent.events);

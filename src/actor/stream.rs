@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture, Supervised};
 use anyhow::Result;
@@ -161,7 +161,10 @@ impl Worker {
             tracing::warn!(stream = %self.spec.name, "accepted may not mean durable: {weakness}");
         }
         let labels = ComponentLabels { component: self.component.to_string() };
-        let sizes = self.shared.board.metrics.batch_events.get_or_create_owned(&labels);
+        let metrics = &self.shared.board.metrics;
+        let sizes = metrics.batch_events.get_or_create_owned(&labels);
+        let seconds = metrics.write_seconds.get_or_create_owned(&labels);
+        let failures = metrics.write_failures.get_or_create_owned(&labels);
         loop {
             let jobs = tokio::select! {
                 biased;
@@ -183,7 +186,12 @@ impl Worker {
             let events: usize = appends.iter().map(|append| append.events.len()).sum();
             sizes.observe(events as f64);
             fault::point("stream.append", appends.iter().flat_map(|append| &append.events));
+            let since = Instant::now();
             let outcome = writer.append(&appends).await;
+            match outcome.is_ok() {
+                true => seconds.observe(since.elapsed().as_secs_f64()),
+                false => _ = failures.inc(),
+            }
             let full = self.answer(outcome, appends, jobs)?;
             if full {
                 tokio::select! {

@@ -18,10 +18,11 @@ use super::message::{Drain, Exited, Inspect, Status};
 use super::sink::SinkActor;
 use super::source::SourceActor;
 use super::stream::StreamActor;
+use super::traced::Sends;
 use crate::spec::Room;
 use crate::stream::StreamStatus;
 use crate::telemetry::board::{Component, LastError, State, Trouble};
-use crate::telemetry::metrics::GroupLabels;
+use crate::telemetry::metrics::{ComponentLabels, GroupLabels};
 use crate::topology::{Topology, needs_http};
 
 /// How long a stream may take to say how it is.
@@ -164,7 +165,11 @@ impl Supervisor {
     ) {
         let target = match (self.sinks.get(&group.to), self.streams.get(&group.to)) {
             (Some((sink, component)), _) => Target::Sink(sink.clone(), component.clone()),
-            (None, Some((stream, component))) => Target::Stream(stream.clone(), component.clone()),
+            (None, Some((stream, component))) => {
+                let Some(spec) = self.topology.stream(&group.to) else { return };
+                let sends = Arc::new(Sends::of_group(&self.shared.board.traces, spec));
+                Target::Stream(stream.clone(), component.clone(), sends)
+            }
             (None, None) => return, // the check of the topology does not let this happen
         };
         let Some(stream) = self.topology.streams.iter().find(|s| *s.name == *group.from) else {
@@ -185,14 +190,16 @@ impl Supervisor {
         number: u64,
         exits: &Recipient<Exited>,
     ) {
-        let Some(stream) = self.streams.get(&spec.to).cloned() else {
+        let (Some(stream), Some(stream_spec)) =
+            (self.streams.get(&spec.to).cloned(), self.topology.stream(&spec.to).cloned())
+        else {
             return; // the check of the topology does not let this happen
         };
         let component = self.component(Room::Source, &spec.name, number, spec.kind.name);
         let (spec, shared) = (spec.clone(), self.shared.clone());
         let kept = self.keep(&component, exits, {
             let component = component.clone();
-            move || SourceActor::new(spec, stream, shared, component)
+            move || SourceActor::new(spec, stream, stream_spec, shared, component)
         });
         self.sources.push((kept, component));
     }
@@ -281,6 +288,11 @@ impl Handler<Inspect> for Supervisor {
                         board.metrics.pending.get_or_create_owned(&labels).set(pending);
                     }
                 }
+            }
+            for component in board.all() {
+                let labels = ComponentLabels { component: component.to_string() };
+                let up = i64::from(component.state() == State::Up);
+                board.metrics.up.get_or_create_owned(&labels).set(up);
             }
             let components = board.all().iter().map(|c| component_status(c)).collect();
             Snapshot { components, streams, troubles: board.troubles() }

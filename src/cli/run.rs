@@ -15,6 +15,8 @@ use crate::event::now_us;
 use crate::spec::Room;
 use crate::telemetry::board::Board;
 use crate::telemetry::logs;
+use crate::telemetry::traces::Traces;
+use crate::telemetry::traces::export::Exporter;
 use crate::topology::Topology;
 use crate::topology::promise::routes;
 use crate::web;
@@ -43,10 +45,24 @@ pub fn run(args: Args) -> Result<()> {
     if args.until_idle {
         check_finite(&topology, &part)?;
     }
-    logs::start(&topology.runtime.log, topology.runtime.log_json);
+    let (board, exporter) = board(&topology)?;
+    logs::start(&topology.runtime.log, topology.runtime.log_json, board.traces.layer());
     eprint!("{}", topology.warnings_text());
-    warn_of_what_is_not_there(&topology);
-    actix_rt::System::new().block_on(running(Arc::new(topology), part, args.until_idle, &args.file))
+    let running = running(Arc::new(topology), part, args.until_idle, &args.file, Arc::new(board));
+    let ended = actix_rt::System::new().block_on(running);
+    if let Some(exporter) = exporter {
+        exporter.stop();
+    }
+    ended
+}
+
+/// What actors write on, and what sends their spans away.
+fn board(topology: &Topology) -> Result<(Board, Option<Exporter>)> {
+    let mut board = Board::default();
+    let Some(tracing) = &topology.tracing else { return Ok((board, None)) };
+    let (traces, exporter) = Traces::start(tracing, &topology.runtime.instance, &board.metrics)?;
+    board.traces = traces;
+    Ok((board, Some(exporter)))
 }
 
 async fn running(
@@ -54,14 +70,11 @@ async fn running(
     part: Part,
     until_idle: bool,
     file: &std::path::Path,
+    board: Arc<Board>,
 ) -> Result<()> {
     let mut signals = Signals::new()?;
     let started_us = now_us();
-    let shared = Shared {
-        site: site(&topology, until_idle),
-        board: Arc::new(Board::default()),
-        suspicion: Arc::default(),
-    };
+    let shared = Shared { site: site(&topology, until_idle), board, suspicion: Arc::default() };
     let arbiters: Vec<_> =
         (0..topology.runtime.threads.max(1)).map(|_| actix_rt::Arbiter::new()).collect();
     let handles = arbiters.iter().map(actix_rt::Arbiter::handle).collect();
@@ -159,13 +172,6 @@ fn check_finite(topology: &Topology, part: &Part) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Says what the file asks for that this version checks and does not do.
-fn warn_of_what_is_not_there(topology: &Topology) {
-    if topology.tracing.is_some() {
-        eprintln!("warning: [tracing] is checked, but this version sends no spans");
-    }
 }
 
 /// Says what runs and where to look, on standard error.

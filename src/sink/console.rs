@@ -14,6 +14,7 @@ pub static KIND: Kind = Kind {
     name: "console",
     doc: "A line for each event on standard output. A JSON body is put on one line; a text body \
           that holds newlines is printed as it is.",
+    system: None,
     keys: &[],
     capabilities: Capabilities {
         idempotent: Err("standard output cannot tell what was printed before"),

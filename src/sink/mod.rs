@@ -67,6 +67,8 @@ pub struct Kind {
     pub name: &'static str,
     /// One sentence for the schema and the reference.
     pub doc: &'static str,
+    /// What OpenTelemetry calls it, where it is a database (`db.system.name`).
+    pub system: Option<&'static str>,
     /// Its keys.
     pub keys: &'static [Key],
     /// What it can do.

@@ -16,8 +16,13 @@ use crate::event::Event;
 pub enum Ask {
     /// To take these events, all of them or none.
     Take(Vec<Event>),
-    /// To send its whole range anew, as the run of this name.
-    Run(Arc<str>),
+    /// To send its whole range anew.
+    Run {
+        /// The run's name, which is part of its ids.
+        name: Arc<str>,
+        /// What its events carry of a trace.
+        trace: Option<Box<str>>,
+    },
 }
 
 /// Why a request was turned away. What it asked for may still have happened, unless the stream is
@@ -172,6 +177,10 @@ mod tests {
 
     use super::*;
 
+    fn run(name: &str) -> Ask {
+        Ask::Run { name: name.into(), trace: None }
+    }
+
     #[tokio::test]
     async fn a_closed_door_turns_away_at_once_and_who_is_inside_is_answered() {
         let door = Door::new(1);
@@ -182,8 +191,8 @@ mod tests {
         assert_eq!(door.knock(2, Ask::Take(Vec::new())).await, Err(Away::Closed));
 
         let mut first = Box::pin(door.knock(1, Ask::Take(Vec::new())));
-        let mut second = Box::pin(door.knock(1, Ask::Run("a".into())));
-        let mut third = Box::pin(door.knock(1, Ask::Run("b".into())));
+        let mut second = Box::pin(door.knock(1, run("a")));
+        let mut third = Box::pin(door.knock(1, run("b")));
         for waiting in [&mut first, &mut second, &mut third] {
             assert_eq!(waiting.now_or_never(), None);
         }
@@ -191,7 +200,7 @@ mod tests {
         host.next().unwrap().split().1.send(Ok(()));
         assert_eq!(first.await, Ok(()));
         let (ask, reply) = host.next().unwrap().split();
-        assert!(matches!(ask, Ask::Run(run) if &*run == "a"));
+        assert!(matches!(ask, Ask::Run { name, .. } if &*name == "a"));
         drop(host);
         assert_eq!(third.await, Err(Away::Closed));
         assert_eq!(second.as_mut().now_or_never(), None, "it was let in before");

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::spec::Room;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 
 /// What an actor is at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,6 +167,8 @@ impl fmt::Display for Component {
 pub struct Board {
     /// What they count.
     pub metrics: Metrics,
+    /// Where the spans of what they do go.
+    pub traces: Traces,
     components: RwLock<Vec<Arc<Component>>>,
 }
 

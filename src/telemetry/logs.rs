@@ -2,26 +2,37 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-/// Starts the log with `filter` (`"info"`, `"aqueduct=debug,info"`), which the caller has checked.
-/// A second call changes nothing: the first log goes on.
-pub fn start(filter: &str, json: bool) {
+/// Makes spans of what is logged as such.
+pub type SpanLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Starts the log with `filter` (`"info"`, `"aqueduct=debug,info"`), which the caller has checked,
+/// and hands spans to `spans`. A second call changes nothing: the first log goes on.
+pub fn start(filter: &str, json: bool, spans: Option<SpanLayer>) {
     // The web server's own comings and goings, and the requests that are none, are of interest only
     // where they are asked for; what the client of RabbitMQ logs is in our errors as well, and it
     // would log bodies of events.
-    let directives = match filter.contains(['=', ',']) {
-        true => filter.to_owned(),
-        false => format!("{filter},actix_server=warn,actix_http=off,lapin=off"),
+    let plain = !filter.contains(['=', ',']);
+    let directives = match plain {
+        true => format!("{filter},actix_server=warn,actix_http=off,lapin=off"),
+        false => filter.to_owned(),
     };
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
-    let started =
-        if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
+    let spans = tracing_subscriber::registry().with(spans);
+    let started = match json {
+        true => {
+            let lines = lines.json().flatten_event(true).with_span_list(false);
+            spans.with(lines.with_filter(filter)).try_init()
+        }
+        false => spans.with(lines.with_filter(filter)).try_init(),
+    };
     if started.is_ok() {
         std::panic::set_hook(Box::new(|panic| {
             let place = panic.location().map(ToString::to_string).unwrap_or_default();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use actix::Addr;
 use actix_web::dev::ServerHandle;
-use actix_web::http::header::ContentType;
+use actix_web::http::header::{ACCEPT, ContentType};
 use actix_web::{
     App, FromRequest, Handler, HttpRequest, HttpResponse, HttpServer, Resource, Responder,
     ResponseError, web,
@@ -32,6 +32,7 @@ use crate::actor::message::Inspect;
 use crate::actor::supervisor::{Part, Supervisor};
 use crate::spec::Room;
 use crate::telemetry::board::{Board, Trouble};
+use crate::telemetry::metrics::Exposition;
 use crate::topology::{Http, Tls, Topology};
 
 /// Threads that answer requests.
@@ -76,7 +77,7 @@ pub fn start(
 ) -> Result<Server> {
     let guard = Guard::new(http);
     let queries = Queries::new(topology, guard.clone(), board.clone())?;
-    let intake = Intake::new(topology, guard, |room, name| part.has(room, name));
+    let intake = Intake::new(topology, guard, board, |room, name| part.has(room, name));
     let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
     let needed = sources.flat_map(|source| {
         let (own, to) = (Room::Source.noun(), Room::Stream.noun());
@@ -219,15 +220,15 @@ async fn streams(served: web::Data<Served>) -> impl Responder {
     }
 }
 
-async fn metrics(served: web::Data<Served>) -> impl Responder {
+async fn metrics(served: web::Data<Served>, request: HttpRequest) -> impl Responder {
     // Asking the streams brings the lags up to date.
     if served.supervisor.send(Inspect).await.is_err() {
         return stopping();
     }
-    match served.board.metrics.encode() {
-        Ok(text) => HttpResponse::Ok()
-            .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
-            .body(text),
+    let accept = request.headers().get(ACCEPT).and_then(|value| value.to_str().ok());
+    let exposition = Exposition::accepted(accept.unwrap_or_default());
+    match served.board.metrics.encode(exposition) {
+        Ok(text) => HttpResponse::Ok().content_type(exposition.content_type()).body(text),
         Err(_) => HttpResponse::InternalServerError().body("the metrics cannot be written\n"),
     }
 }

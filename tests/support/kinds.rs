@@ -155,6 +155,7 @@ fn table_of(values: &Values) -> String {
 static SQLITE: sink::Kind = sink::Kind {
     name: "sqlite",
     doc: "A table of a SQLite database.",
+    system: Some("sqlite"),
     keys: &[
         key("path", Ty::Path, Required),
         key("table", Ty::Str, Required),
@@ -185,6 +186,7 @@ static SQLITE: sink::Kind = sink::Kind {
 static POSTGRES: sink::Kind = sink::Kind {
     name: "postgres",
     doc: "A table of a PostgreSQL database.",
+    system: Some("postgresql"),
     keys: &[
         key("url", Ty::Url(&["postgres", "postgresql"]), Required),
         key("table", Ty::Str, Required),
@@ -204,6 +206,7 @@ static POSTGRES: sink::Kind = sink::Kind {
 static FILE: sink::Kind = sink::Kind {
     name: "file",
     doc: "Lines of a file.",
+    system: None,
     keys: &[key("path", Ty::Path, Required)],
     capabilities: sink::Capabilities { idempotent: Ok(()), fencing: false },
     check: nothing,
@@ -218,6 +221,7 @@ static FILE: sink::Kind = sink::Kind {
 static CONSOLE: sink::Kind = sink::Kind {
     name: "console",
     doc: "Standard output.",
+    system: None,
     keys: &[],
     capabilities: sink::Capabilities {
         idempotent: Err("prints an event again that is delivered again"),

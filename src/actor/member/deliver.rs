@@ -23,8 +23,8 @@ const INNOCENT_DEATHS: u32 = 1;
 pub enum Outcome {
     /// Stored, but for these.
     Stored(Vec<Refusal>),
-    /// The target could not work, and not because of the events.
-    Away,
+    /// The target could not work, and not because of the events: why.
+    Away(Arc<str>),
     /// The target died with the events in hand.
     Died,
 }
@@ -54,7 +54,9 @@ impl Member {
         if held.deliveries.iter().any(suspected) {
             let (suspects, rest): (Vec<_>, Vec<_>) =
                 held.deliveries.iter().cloned().partition(suspected);
-            for delivery in suspects {
+            for mut delivery in suspects {
+                let cause = "it was handed out before, and nothing is known of what became of it";
+                self.journeys.failed(&mut delivery, "suspected", cause);
                 self.hand.suspect(Suspect { delivery, refused: None, due: Instant::now() });
             }
             self.hand.replace_front(rest);
@@ -72,8 +74,11 @@ impl Member {
         self.hand.set_delivering(false);
         match outcome {
             Outcome::Stored(refusals) => self.settle(&held, refusals).await?,
-            Outcome::Died => self.hand.front_died(),
-            Outcome::Away => {}
+            Outcome::Died => {
+                self.journeys.retried(&held.deliveries, "the target died with it");
+                self.hand.front_died();
+            }
+            Outcome::Away(cause) => self.journeys.retried(&held.deliveries, &cause),
         }
         Ok(())
     }
@@ -101,7 +106,8 @@ impl Member {
             }
         }
         self.stored(&stored).await?;
-        for (delivery, reason) in suspects {
+        for (mut delivery, reason) in suspects {
+            self.journeys.failed(&mut delivery, "refused", &reason);
             self.hand.suspect(Suspect { delivery, refused: Some(reason), due: Instant::now() });
         }
         self.hand.replace_front(Vec::new());
@@ -126,13 +132,16 @@ impl Member {
             Target::Sink(sink, _) => {
                 sink.send(Deliver { batch, alone }).await.unwrap_or(Err(Down::Died))
             }
-            Target::Stream(stream, _) => {
+            Target::Stream(stream, _, sends) => {
                 // A replayed dead letter was for this group of this stream, not for one of the next.
                 let pass_on = |it: &Delivery| Event { only_group: None, ..it.event.clone() };
-                let events = batch.iter().map(pass_on).collect();
+                let mut events: Vec<Event> = batch.iter().map(pass_on).collect();
+                let spans = sends.begin(&mut events);
                 let append = stream::Append { origin: "".into(), moves: Vec::new(), events };
                 let answer = stream.send(Append { append, wait: true }).await;
-                match answer.unwrap_or(Err(Down::Died)) {
+                let answer = answer.unwrap_or(Err(Down::Died));
+                sends.end(spans, batch.len() as u64, &answer);
+                match answer {
                     Ok(Appended::Durable) => Ok(Vec::new()),
                     Ok(Appended::Full(_) | Appended::Rewound) => Err(Down::Failed("full".into())),
                     Err(down) => Err(down),
@@ -141,7 +150,7 @@ impl Member {
         };
         match answer {
             Ok(refusals) => Outcome::Stored(refusals),
-            Err(Down::Failed(_)) => Outcome::Away,
+            Err(Down::Failed(cause)) => Outcome::Away(cause),
             Err(Down::Died) => Outcome::Died,
         }
     }

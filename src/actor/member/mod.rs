@@ -13,7 +13,7 @@ mod suspects;
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use actix::{Actor, Addr, Context, Supervised};
 use anyhow::{Context as _, Result};
@@ -21,10 +21,13 @@ use anyhow::{Context as _, Result};
 use self::hand::Hand;
 use super::sink::SinkActor;
 use super::stream::StreamActor;
+use super::traced::{Journeys, Sends};
 use super::{Shared, keeper};
+use crate::event::Delivery;
+use crate::event::trace::Place;
 use crate::stream::{GroupSpec, Reader, ReaderSpec, StreamSpec};
 use crate::telemetry::board::Component;
-use crate::telemetry::metrics::{ComponentLabels, GroupLabels};
+use crate::telemetry::metrics::{Ages, ComponentLabels, Exemplar, GroupLabels};
 
 /// How long one fetch waits for events, and so how soon a stop is noticed.
 const FETCH_WAIT: Duration = Duration::from_millis(200);
@@ -39,13 +42,13 @@ pub enum Target {
     /// A sink.
     Sink(Addr<SinkActor>, Arc<Component>),
     /// Another stream.
-    Stream(Addr<StreamActor>, Arc<Component>),
+    Stream(Addr<StreamActor>, Arc<Component>, Arc<Sends>),
 }
 
 impl Target {
     fn component(&self) -> &Arc<Component> {
         match self {
-            Self::Sink(_, component) | Self::Stream(_, component) => component,
+            Self::Sink(_, component) | Self::Stream(_, component, _) => component,
         }
     }
 }
@@ -59,6 +62,7 @@ pub struct MemberActor {
     component: Arc<Component>,
     /// What was fetched and is not settled. It outlives a life: the next one goes on with it.
     hand: Rc<Hand>,
+    journeys: Rc<Journeys>,
 }
 
 impl MemberActor {
@@ -70,7 +74,9 @@ impl MemberActor {
         shared: Shared,
         component: Arc<Component>,
     ) -> Self {
-        Self { group, stream, target, shared, component, hand: Rc::default() }
+        let member = member_name(&shared, &group, &component);
+        let journeys = Rc::new(Journeys::new(&shared.board.traces, &group, &stream, member));
+        Self { group, stream, target, shared, component, hand: Rc::default(), journeys }
     }
 }
 
@@ -85,6 +91,7 @@ impl Actor for MemberActor {
             self.shared.clone(),
             self.component.clone(),
             self.hand.clone(),
+            self.journeys.clone(),
         );
         keeper::live(ctx, &self.component, life);
     }
@@ -100,6 +107,7 @@ struct Member {
     shared: Shared,
     component: Arc<Component>,
     hand: Rc<Hand>,
+    journeys: Rc<Journeys>,
     counts: Counts,
 }
 
@@ -109,7 +117,7 @@ struct Counts {
     stored: prometheus_client::metrics::counter::Counter,
     refused: prometheus_client::metrics::counter::Counter,
     dead: prometheus_client::metrics::counter::Counter,
-    seconds: prometheus_client::metrics::histogram::Histogram,
+    seconds: Ages,
     named: Option<prometheus_client::metrics::counter::Counter>,
     sizes: prometheus_client::metrics::histogram::Histogram,
 }
@@ -140,14 +148,15 @@ async fn work(
     shared: Shared,
     component: Arc<Component>,
     hand: Rc<Hand>,
+    journeys: Rc<Journeys>,
 ) -> Result<()> {
     let context = || format!("group {} on stream {}", group.name, group.from);
     let backend = (stream.kind.open)(stream, shared.site.clone()).await.with_context(context)?;
-    let name = format!("{}/{}/{}", shared.site.instance, group.name, component.number);
+    let name = member_name(&shared, &group, &component);
     let spec = ReaderSpec { group: group.clone(), member: name };
     let reader = backend.reader(spec).await.with_context(context)?;
     let counts = Counts::new(&shared, &group, &component);
-    let member = Member { group, reader, target, shared, component, hand, counts };
+    let member = Member { group, reader, target, shared, component, hand, journeys, counts };
     member.hand.resume();
     member.renew_once().await?;
     member.component.up();
@@ -157,9 +166,21 @@ async fn work(
         ended = work => { ended?; }
         failed = member.renew() => failed?,
     }
-    member.reader.release(&member.hand.tickets()).await?;
+    let tickets = member.hand.tickets();
+    member.reader.release(&tickets).await?;
+    member.journeys.lost(&tickets, "handed back");
     member.hand.clear();
     Ok(())
+}
+
+fn member_name(shared: &Shared, group: &GroupSpec, component: &Component) -> String {
+    format!("{}/{}/{}", shared.site.instance, group.name, component.number)
+}
+
+/// The trace of an event that is followed.
+fn exemplar(trace: &str) -> Option<Exemplar> {
+    let place = Place::parse(trace).filter(|place| place.sampled)?;
+    Some(Exemplar { trace_id: format!("{:032x}", place.trace_id) })
 }
 
 impl Member {
@@ -178,8 +199,10 @@ impl Member {
                 }
                 continue;
             }
-            let batch = self.reader.fetch(self.group.batch, DELIVERY_BYTES_MAX, FETCH_WAIT).await?;
+            let fetched = self.reader.fetch(self.group.batch, DELIVERY_BYTES_MAX, FETCH_WAIT);
+            let mut batch = fetched.await?;
             if !batch.is_empty() {
+                self.journeys.begin(&mut batch);
                 self.counts.sizes.observe(batch.len() as f64);
                 self.hand.push(batch);
             }
@@ -211,27 +234,32 @@ impl Member {
                 events = lost.len(),
                 "another member took over events that were held longer than their lease"
             );
+            self.journeys.lost(&lost, "taken over");
             self.hand.lose(&lost);
         }
         Ok(())
     }
 
     /// Acknowledges events that are stored.
-    async fn stored(&self, deliveries: &[crate::event::Delivery]) -> Result<()> {
+    async fn stored(&self, deliveries: &[Delivery]) -> Result<()> {
         let tickets: Vec<_> = deliveries.iter().map(|delivery| delivery.ticket).collect();
         self.hand.begin_ack();
         let acked = self.reader.ack(&tickets).await;
         self.hand.end_ack();
         acked?;
         self.component.progressed();
+        self.journeys.stored(deliveries);
         self.counts.stored.inc_by(deliveries.len() as u64);
         if let Some(named) = &self.counts.named {
             named.inc_by(deliveries.len() as u64);
         }
         let now_us = crate::event::now_us();
-        for delivery in deliveries {
-            let age_us = now_us.saturating_sub(delivery.event.time_us).max(0);
-            self.counts.seconds.observe(age_us as f64 / 1e6);
+        let traced = self.shared.board.traces.on();
+        for Delivery { event, .. } in deliveries {
+            let age_us = now_us.saturating_sub(event.time_us).max(0);
+            let exemplar = event.trace.as_deref().filter(|_| traced).and_then(exemplar);
+            let at = exemplar.is_some().then(SystemTime::now);
+            self.counts.seconds.observe(age_us as f64 / 1e6, exemplar, at);
         }
         Ok(())
     }

@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use tracing::field;
 
 use super::Member;
 use super::deliver::Outcome;
 use super::hand::Suspect;
 use crate::actor::message::Alone;
+use crate::event::now_us;
+use crate::event::trace::Place;
 use crate::telemetry::board::State;
 
 /// The wait between the first two attempts of a suspect; it doubles from there.
@@ -70,11 +73,17 @@ impl Member {
                 }
                 Some(refusal) => {
                     self.counts.refused.inc();
+                    self.journeys.failed(&mut suspect.delivery, "refused", &refusal.reason);
                     self.postpone(suspect, Some(refusal.reason));
                 }
             },
-            Outcome::Died => self.postpone(suspect, None),
-            Outcome::Away => {
+            Outcome::Died => {
+                let cause = "its sink died with it, alone";
+                self.journeys.failed(&mut suspect.delivery, "died", cause);
+                self.postpone(suspect, None);
+            }
+            Outcome::Away(cause) => {
+                self.journeys.retried(std::slice::from_ref(&suspect.delivery), &cause);
                 self.reader.refund(ticket).await?;
                 suspect.delivery.attempts = attempts.saturating_sub(1);
                 self.hand.update_suspect(suspect);
@@ -98,11 +107,21 @@ impl Member {
             let times = suspect.delivery.attempts;
             format!("its delivery alone took its sink or process down, {times} times")
         });
-        let id = suspect.delivery.event.id;
+        let event = &suspect.delivery.event;
+        let start_us = now_us();
         self.reader.bury(&suspect.delivery, &reason).await?;
+        self.journeys.buried(&suspect.delivery, &reason, start_us);
         self.counts.dead.inc();
         let target = self.target.component();
-        tracing::warn!(group = %self.group.name, to = %target, event = %id, "a dead letter: {reason}");
+        let place = event.trace.as_deref().and_then(Place::parse);
+        tracing::warn!(
+            group = %self.group.name,
+            to = %target,
+            event = %event.id,
+            trace_id = place.map(|place| field::display(format!("{:032x}", place.trace_id))),
+            span_id = place.map(|place| field::display(format!("{:016x}", place.span_id))),
+            "a dead letter: {reason}"
+        );
         self.hand.clear_suspect(suspect.delivery.ticket);
         Ok(())
     }

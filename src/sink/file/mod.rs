@@ -36,6 +36,7 @@ pub static KIND: Kind = Kind {
     doc: "A line for each event at the end of a file, each exactly once. A JSON body is put on one \
           line; a text body that holds a newline is refused. What others append stays as it is; \
           behind somebody's unfinished line, ours start on a fresh one.",
+    system: None,
     keys: KEYS,
     capabilities: Capabilities { idempotent: Ok(()), fencing: false },
     check,

@@ -33,6 +33,7 @@ use rows::Buffer;
 pub static KIND: Kind = Kind {
     name: "postgres",
     doc: "Rows of a table in a PostgreSQL database, each event exactly once.",
+    system: Some("postgresql"),
     keys: KEYS,
     capabilities: Capabilities { idempotent: Ok(()), fencing: false },
     check,

@@ -23,6 +23,7 @@ use plan::Plan;
 pub static KIND: Kind = Kind {
     name: "sqlite",
     doc: "Rows of a table in a SQLite database, each event exactly once.",
+    system: Some("sqlite"),
     keys: KEYS,
     capabilities: Capabilities { idempotent: Ok(()), fencing: false },
     check,

@@ -17,6 +17,8 @@ pub(super) struct Triggered {
     host: Host,
     /// The run under way, if there is one.
     run: Option<Reply>,
+    /// What its events carry of a trace.
+    trace: Option<Box<str>>,
     /// Batches that nothing is known of yet, of this run or of one that failed.
     under_way: usize,
 }
@@ -24,7 +26,7 @@ pub(super) struct Triggered {
 impl Triggered {
     /// An instance that lets requests in at `host`.
     pub fn new(publisher: Publisher, origin: &str, host: Host) -> Self {
-        Self { publisher, origin: origin.to_owned(), host, run: None, under_way: 0 }
+        Self { publisher, origin: origin.to_owned(), host, run: None, trace: None, under_way: 0 }
     }
 
     fn begin(&mut self, run: &str) {
@@ -54,13 +56,16 @@ impl Source for Triggered {
         if self.run.is_none() {
             // What is left of a run that failed is answered first.
             let guest = if self.under_way == 0 { self.host.next() } else { None };
-            let Some((Ask::Run(run), reply)) = guest.map(|guest| guest.split()) else {
+            let Some((Ask::Run { name, trace }, reply)) = guest.map(|guest| guest.split()) else {
                 return Ok(Pull::Idle);
             };
-            self.begin(&run);
-            self.run = Some(reply);
+            self.begin(&name);
+            (self.run, self.trace) = (Some(reply), trace);
         }
-        let Some(events) = self.publisher.due() else { return Ok(Pull::Idle) };
+        let Some(mut events) = self.publisher.due() else { return Ok(Pull::Idle) };
+        if self.trace.is_some() {
+            events.iter_mut().for_each(|event| event.trace.clone_from(&self.trace));
+        }
         self.under_way += 1;
         Ok(Pull::Batch(Batch { events, ..Batch::default() }))
     }

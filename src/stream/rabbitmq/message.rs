@@ -1,8 +1,9 @@
 //! An event as a message, and back.
 //!
 //! Ours (`app_id = "aqueduct"`): the body as it is, `message_id` the event's id, `timestamp` its
-//! second, and as headers `source`, `time_us`, `key`, `traceparent`, `only_group`. Where these
-//! would not fit the header of a message, the whole event is its body, as a chunk of one.
+//! second, and as headers `source`, `time_us`, `key`, `traceparent`, `tracestate`, `only_group`.
+//! Where these would not fit the header of a message, the whole event is its body, as a chunk of
+//! one.
 //!
 //! What another client put there: its id comes from stream, `message_id` and body. Without a
 //! `message_id` each delivery is an event of its own, since two equal bodies may well be two
@@ -16,7 +17,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::link::HEADER_BYTES;
-use crate::event::{Event, EventId, now_us};
+use crate::event::{Event, EventId, now_us, trace};
 use crate::stream::chunk;
 
 /// `app_id` of our messages.
@@ -135,9 +136,11 @@ impl Message {
         } else {
             put_text(&mut headers, "source", &event.source);
             put_int(&mut headers, "time_us", event.time_us);
+            let (parent, state) = event.trace.as_deref().map(trace::split).unzip();
             let texts = [
                 ("key", event.key.as_deref()),
-                ("traceparent", event.trace.as_deref()),
+                ("traceparent", parent),
+                ("tracestate", state.flatten()),
                 ("only_group", only_group),
             ];
             for (name, text) in texts {
@@ -235,7 +238,10 @@ impl Decoder {
         }
         let mut event = Event::new(id, body.clone(), self.source.clone(), headers.int("time_us")?);
         event.key = headers.text("key").map(Into::into);
-        event.trace = headers.text("traceparent").map(Into::into);
+        event.trace = headers.text("traceparent").map(|parent| match headers.text("tracestate") {
+            Some(state) => format!("{parent} {state}").into(),
+            None => parent.into(),
+        });
         event.only_group = headers.text("only_group").map(Into::into);
         Some(event)
     }
@@ -253,7 +259,8 @@ impl Decoder {
         let seconds = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok());
         let time_us = seconds.and_then(|seconds| seconds.checked_mul(1_000_000));
         let mut event = Event::new(id, body, source, time_us.unwrap_or_else(now_us));
-        event.trace = headers.text("traceparent").map(Into::into);
+        let parent = headers.text("traceparent");
+        event.trace = parent.and_then(|it| trace::carried(it, headers.text("tracestate")));
         event
     }
 }

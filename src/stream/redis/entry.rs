@@ -1,8 +1,8 @@
 //! An event as an entry of a Redis stream, and any program's entry as an event.
 //!
 //! Ours has `_id`, `_source` and `_time` (RFC 3339 with microseconds; a plain number of them where
-//! the year is past 9999), then `_key`, `traceparent` and `_group` (a replayed dead letter's) where
-//! there are such, then the body.
+//! the year is past 9999), then `_key`, `traceparent`, `tracestate` and `_group` (a replayed dead
+//! letter's) where there are such, then the body.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use chrono::{DateTime, Datelike};
 use redis::{Cmd, Value};
 
 use super::flat;
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventId, trace};
 use crate::stream::StreamSpec;
 
 /// The names of what an event travels with.
-pub(super) const RESERVED: [&str; 8] =
-    ["_id", "_source", "_time", "_key", "traceparent", "_group", "_types", "_body"];
+pub(super) const RESERVED: [&str; 9] =
+    ["_id", "_source", "_time", "_key", "traceparent", "tracestate", "_group", "_types", "_body"];
 
 /// The two numbers of an entry's id.
 pub(super) type EntryId = (u64, u64);
@@ -52,9 +52,11 @@ impl Format {
     /// Adds the fields of `event` to a command, behind their number where `counted`.
     pub fn put(&self, event: &Event, counted: bool, times: &mut Times, cmd: &mut Cmd) {
         let flat = if self.flat { flat::flatten(&event.body, &self.field) } else { None };
+        let (parent, state) = event.trace.as_deref().map(trace::split).unzip();
         let extra = [
             ("_key", event.key.as_deref()),
-            ("traceparent", event.trace.as_deref()),
+            ("traceparent", parent),
+            ("tracestate", state.flatten()),
             ("_group", event.only_group.as_deref()),
             ("_types", flat.as_ref().and_then(|flat| flat.types.as_deref())),
         ];
@@ -106,6 +108,10 @@ impl Format {
                 b"_time" => event.time_us = names.times.read(&value).unwrap_or_default(),
                 b"_key" => event.key = Some(text(value).into()),
                 b"traceparent" => event.trace = Some(text(value).into()),
+                b"tracestate" => {
+                    let parent = event.trace.take().unwrap_or_default(); // it stands before
+                    event.trace = Some(format!("{parent} {}", text(value)).into());
+                }
                 b"_group" => event.only_group = Some(text(value).into()),
                 b"_types" => types = Some(text(value)),
                 b"_body" => exact = Some(value),
@@ -135,10 +141,11 @@ impl Format {
             .iter()
             .position(|(name, _)| name == self.field.as_bytes())
             .filter(|_| !self.flat || all.len() == 1);
-        let trace = all
-            .iter()
-            .find(|(name, value)| name == b"traceparent" && value.len() == 55)
-            .map(|(_, value)| text(value.clone()).into());
+        let named = |wanted: &[u8]| {
+            let found = all.iter().find(|(name, _)| name == wanted);
+            found.and_then(|(_, value)| std::str::from_utf8(value).ok())
+        };
+        let trace = named(b"traceparent").and_then(|it| trace::carried(it, named(b"tracestate")));
         let body: Bytes = match whole {
             Some(index) => {
                 all.into_iter().nth(index).map(|(_, body)| body.into()).unwrap_or_default()
