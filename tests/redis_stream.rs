@@ -449,3 +449,29 @@ async fn a_cluster_node_that_was_killed_comes_back() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lost_count_of_what_a_group_has_read_holds_nothing_up() {
+    let (_server, at, mut redis) = alone();
+    let at = at.with(|spec| (spec.max_backlog, spec.retain) = (5, Retain::Forever));
+    let backend = at.open().await;
+    let mut writer = backend.writer().await.unwrap();
+    let reader = at.member(&backend, "g").await;
+    for start in [0, 4, 8] {
+        put(&mut writer, events(start..start + 4)).await;
+        finish(&reader, 4).await;
+    }
+    // As after some restarts: the group is at the end, and Redis counts nine it has yet to read.
+    let newest: Vec<String> = {
+        let entries: Vec<(String, Vec<String>)> =
+            ask(&mut redis, &["XREVRANGE", "s", "+", "-", "COUNT", "1"]);
+        entries.into_iter().map(|(id, _)| id).collect()
+    };
+    let () = ask(&mut redis, &["XGROUP", "SETID", "s", "g", &newest[0], "ENTRIESREAD", "3"]);
+    assert_eq!(group_status(&backend, "g").await.lag, Some(0));
+    let full = writer.append(&[plain(events(12..16))]).await.unwrap();
+    assert_eq!(full, [Appended::Durable]);
+    // Nor does it have more to read than there is.
+    let () = ask(&mut redis, &["XTRIM", "s", "MAXLEN", "2"]);
+    assert_eq!(group_status(&backend, "g").await.lag, Some(2));
+}

@@ -8,6 +8,8 @@ local function read(list)
   for i = 1, #list, 2 do info[list[i]] = list[i + 1] end
   return info
 end
+local length = redis.call('XLEN', key)
+local newest = read(redis.call('XINFO', 'STREAM', key))['last-generated-id']
 local groups = {}
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', key)) do
   local info, consumers = read(group), {}
@@ -17,6 +19,11 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', key)) do
       consumers[#consumers + 1] = { one.name, one.pending, one.idle }
     end
   end
-  groups[#groups + 1] = { info.name, info.pending, info.lag or false, consumers }
+  -- Redis counts what a group has read, and loses count over restarts: a group that is at the end
+  -- has no lag, and nothing that is not there is yet to be read.
+  local lag = info.lag or false
+  if info['last-delivered-id'] == newest then lag = 0 end
+  if lag and lag > length then lag = length end
+  groups[#groups + 1] = { info.name, info.pending, lag, consumers }
 end
-return { redis.call('XLEN', key), groups }
+return { length, groups }
