@@ -1,7 +1,7 @@
 //! The span of a request that makes events: a `tracing` span, so that what is logged within it
 //! says which trace it belongs to, and which `tracing-opentelemetry` makes one of OpenTelemetry's.
 
-use opentelemetry::trace::{SpanKind, TraceContextExt, TraceState, TracerProvider};
+use opentelemetry::trace::{SpanKind, TraceContextExt, TracerProvider};
 use opentelemetry::{Context, KeyValue};
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -107,7 +107,7 @@ impl Request {
         );
         if let Some(parent) = parent {
             let state = self.trace.as_deref().and_then(|it| split(it).1?.parse().ok());
-            let context = context(parent, true, state.unwrap_or_else(TraceState::default));
+            let context = context(parent, true, state.unwrap_or_default());
             // It errs where no layer is there to make spans of it: then it has no trace either.
             let _ = self.span.set_parent(Context::new().with_remote_span_context(context));
         }
