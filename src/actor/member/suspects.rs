@@ -58,6 +58,7 @@ impl Member {
         }
         let ticket = suspect.delivery.ticket;
         let Some(attempts) = self.reader.charge(ticket).await? else {
+            self.journeys.lost(&[ticket], "taken over");
             self.hand.clear_suspect(ticket);
             return Ok(());
         };

@@ -103,7 +103,7 @@ impl Journeys {
         if open.is_empty() {
             return;
         }
-        for delivery in batch {
+        for delivery in batch.iter().filter(|it| it.event.trace.is_some()) {
             if let Some(span) = open.get_mut(&delivery.ticket) {
                 span.event("retry", vec![KeyValue::new("aqueduct.cause", shown(cause))]);
             }
@@ -117,7 +117,7 @@ impl Journeys {
             return;
         }
         let end_us = now_us();
-        for delivery in batch {
+        for delivery in batch.iter().filter(|it| it.event.trace.is_some()) {
             if let Some(span) = open.remove(&delivery.ticket) {
                 self.traces.end(span, end_us);
             }

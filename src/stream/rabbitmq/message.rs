@@ -387,6 +387,26 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_comes_back_with_its_state_and_is_read_from_foreign_messages() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut event = event();
+        event.trace = Some(trace::join(parent, Some("a=1")));
+        let message = Message::event(&event, "x".into(), "".into()).unwrap();
+        let headers = message.properties.headers().clone().unwrap();
+        assert!(headers.inner().contains_key("tracestate"));
+        assert_eq!(back(message, false).event, event);
+        for (sent, read) in [(parent, event.trace.as_deref()), ("none", None)] {
+            let mut headers = FieldTable::default();
+            put_text(&mut headers, "traceparent", sent);
+            put_text(&mut headers, "tracestate", "a=1");
+            let properties = BasicProperties::default().with_headers(headers);
+            let (exchange, key, body) = ("".into(), "q".into(), Bytes::new());
+            let foreign = Message { exchange, key, properties, body };
+            assert_eq!(back(foreign, false).event.trace.as_deref(), read);
+        }
+    }
+
+    #[test]
     fn what_only_pretends_to_be_ours_is_foreign() {
         let mut message = Message::event(&event(), "x".into(), "".into()).unwrap();
         message.properties = message.properties.with_message_id("no id".into());
