@@ -153,9 +153,11 @@ async fn a_table_that_will_not_do_is_told_with_the_remedy() {
         ("key", Value::List(vec!["number".into()])),
     ];
     assert!(fault(place, &upsert).await.contains("`key` (number) is neither its primary key"));
-    std::fs::write(place.join("out.db"), "This is a text, and not a short one. ".repeat(40))
-        .unwrap();
-    assert!(fault(place, &[]).await.contains("it is no SQLite database: change `path`"));
+    // A file of its own: those opened above may still be closing.
+    let text = place.join("text.db");
+    std::fs::write(&text, "This is a text, and not a short one. ".repeat(40)).unwrap();
+    let text = [("path", Value::Str(text.display().to_string()))];
+    assert!(fault(place, &text).await.contains("it is no SQLite database: change `path`"));
 }
 
 /// Refusals that undo more than their own statement, or show only when the batch is committed.
