@@ -36,6 +36,12 @@ kind = "sqlite"
 path = "out.db"
 table = "rows"
 columns = { event_id = "@id", n = { from = "n", type = "bigint" } }
+
+[query.rows]
+path = "/rows"
+sink = "db"
+order = "n"
+cache = { url = "redis://127.0.0.1:1", ttl = "1s" }
 "#;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -53,6 +59,7 @@ fn busy() -> (Place, Running) {
     };
     post("{\"n\":1}");
     post("{\"n\":\"none\"}");
+    assert_eq!(Request::get("/rows").send(place.port).unwrap().status, 200);
     eventually("all is counted", || {
         running.metric("aqueduct_dead_letters_total", "") == 1.0
             && running.metric("aqueduct_events_stored_total", "") == 1.0

@@ -125,13 +125,16 @@ impl Queries {
         let question = ask::normal(ask, &query.identity);
         let metrics = &self.board.metrics;
         let labels = QueryLabels { query: query.spec.name.to_string() };
+        // Both are there from the first request on, so that their ratio can be asked for.
+        let hits = metrics.query_cache_hits.get_or_create_owned(&labels);
+        let misses = metrics.query_cache_misses.get_or_create_owned(&labels);
         let (found, cached) = match cache.get(&question).await {
             Some(found) => {
-                metrics.query_cache_hits.get_or_create_owned(&labels).inc();
+                hits.inc();
                 (Arc::new(found), true)
             }
             None => {
-                metrics.query_cache_misses.get_or_create_owned(&labels).inc();
+                misses.inc();
                 (query.shared(question, pass.clone()).await?, false)
             }
         };
