@@ -231,9 +231,10 @@ answers() {
     [ "$("$@")" = "$wanted" ]
 }
 
-# rsyslog from a file into PostgreSQL, measured once, with a tenth of the lines, it is slow: as it
-# comes (its own template into its own table, with the queue that its documentation advises before a
-# database), and at its fastest here (no queue, told to write what we write into a table like ours).
+# rsyslog from a file into PostgreSQL, measured once, with a tenth of the lines, it is slow: with its
+# own template into its own table, behind a queue with batches of 1000, and at its fastest here:
+# without the queue, told to write what we write into a table like ours. The queue costs it speed on
+# two cores: its own table without one was filled at 30,000 to 34,000 rows/s.
 measure_ompgsql() {
     [ -z "${ompgsql_rate:-}" ] || return 0
     local package=rsyslog-pgsql queue=$rsyslog_queue count=$((lines / 10))
@@ -258,6 +259,6 @@ measure_ompgsql() {
 compare_ompgsql() {
     measure_ompgsql
     compare "$1" "$ompgsql_rate" "$ompgsql_peak" \
-        "rsyslog as it comes, imfile → ompgsql, no broker between"
+        "rsyslog, imfile → queue → ompgsql with its own table, no broker between"
     compare "$1" "$keyed_rate" "$keyed_peak" "rsyslog at its fastest, into a table like ours"
 }
