@@ -10,6 +10,7 @@ use actix::{
 };
 use futures_util::future::join_all;
 use serde::Serialize;
+use tokio::sync::watch;
 
 use super::Shared;
 use super::keeper::keep;
@@ -23,6 +24,7 @@ use crate::spec::Room;
 use crate::stream::StreamStatus;
 use crate::telemetry::board::{Component, LastError, State, Trouble};
 use crate::telemetry::metrics::{ComponentLabels, GroupLabels};
+use crate::topology::edition::Edition;
 use crate::topology::{Topology, needs_http};
 
 /// How long a stream may take to say how it is.
@@ -80,6 +82,8 @@ type Kept<A> = (Addr<A>, Arc<Component>);
 
 /// The one actor above all others.
 pub struct Supervisor {
+    /// What runs. Whoever serves it looks here.
+    editions: watch::Sender<Arc<Edition>>,
     topology: Arc<Topology>,
     part: Part,
     shared: Shared,
@@ -92,14 +96,16 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor that spreads the actors of `topology` over `arbiters`.
+    /// A supervisor that spreads the actors of the first edition over `arbiters`.
     pub fn new(
-        topology: Arc<Topology>,
+        editions: watch::Sender<Arc<Edition>>,
         part: Part,
         shared: Shared,
         arbiters: Vec<ArbiterHandle>,
     ) -> Self {
+        let topology = editions.borrow().topology.clone();
         Self {
+            editions,
             topology,
             part,
             shared,

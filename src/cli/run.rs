@@ -6,6 +6,7 @@ use std::sync::Arc;
 use actix::{Actor, Addr};
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use super::{Wrong, body_line, idle, load, open, site};
 use crate::actor::Shared;
@@ -18,6 +19,7 @@ use crate::telemetry::logs;
 use crate::telemetry::traces::Traces;
 use crate::telemetry::traces::export::Exporter;
 use crate::topology::Topology;
+use crate::topology::edition::Edition;
 use crate::topology::promise::routes;
 use crate::web;
 
@@ -78,10 +80,10 @@ async fn running(
     let arbiters: Vec<_> =
         (0..topology.runtime.threads.max(1)).map(|_| actix_rt::Arbiter::new()).collect();
     let handles = arbiters.iter().map(actix_rt::Arbiter::handle).collect();
-    let supervisor =
-        Supervisor::new(topology.clone(), part.clone(), shared.clone(), handles).start();
+    let (editions, edition) = watch::channel(Arc::new(Edition::first(topology.clone())));
+    let supervisor = Supervisor::new(editions, part.clone(), shared.clone(), handles).start();
     let server = match &topology.http {
-        Some(http) => Some(web::start(http, &topology, &part, &supervisor, &shared.board)?),
+        Some(http) => Some(web::start(http, edition, &part, &supervisor, &shared.board)?),
         None => None,
     };
     show_what_to_look_at(&topology, &part, file);

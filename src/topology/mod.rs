@@ -4,11 +4,13 @@
 //! - `read`, `interpolate`, `overrides`, `places`: TOML with places, variables, and layers.
 //! - [`tables`]: the keys there are, each declared once.
 //! - `check`: everything that can be wrong, at once, as [`Faults`]; else a [`Topology`].
+//! - [`edition`]: the one that runs, and what became of the last edit.
 //! - [`promise`]: what each route promises.
 //! - [`graph`]: the same as a picture.
 //! - [`schema`]: the keys as a JSON Schema, for editors.
 
 mod check;
+pub mod edition;
 pub mod env;
 mod fault;
 pub mod graph;

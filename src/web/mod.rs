@@ -23,6 +23,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use self::guard::Guard;
 use self::intake::Intake;
@@ -33,7 +34,8 @@ use crate::actor::supervisor::{Part, Supervisor};
 use crate::spec::Room;
 use crate::telemetry::board::{Board, Trouble};
 use crate::telemetry::metrics::Exposition;
-use crate::topology::{Http, Tls, Topology};
+use crate::topology::edition::Edition;
+use crate::topology::{Http, Tls};
 
 /// Threads that answer requests.
 const WORKERS: usize = 2;
@@ -56,6 +58,8 @@ impl Server {
 
 /// What the handlers know.
 struct Served {
+    /// What runs.
+    editions: watch::Receiver<Arc<Edition>>,
     supervisor: Addr<Supervisor>,
     board: Arc<Board>,
     intake: Intake,
@@ -70,14 +74,15 @@ struct Served {
 /// process is served there alone.
 pub fn start(
     http: &Http,
-    topology: &Topology,
+    editions: watch::Receiver<Arc<Edition>>,
     part: &Part,
     supervisor: &Addr<Supervisor>,
     board: &Arc<Board>,
 ) -> Result<Server> {
     let guard = Guard::new(http);
-    let queries = Queries::new(topology, guard.clone(), board.clone())?;
-    let intake = Intake::new(topology, guard, board, |room, name| part.has(room, name));
+    let topology = editions.borrow().topology.clone();
+    let queries = Queries::new(&topology, guard.clone(), board.clone())?;
+    let intake = Intake::new(&topology, guard, board, |room, name| part.has(room, name));
     let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
     let needed = sources.flat_map(|source| {
         let (own, to) = (Room::Source.noun(), Room::Stream.noun());
@@ -86,7 +91,8 @@ pub fn start(
     let needed: Vec<_> = needed.collect();
     let requested = !needed.is_empty() || !queries.specs().is_empty();
     let (supervisor, board) = (supervisor.clone(), board.clone());
-    let served = web::Data::new(Served { supervisor, board, intake, queries, needed, requested });
+    let served =
+        web::Data::new(Served { editions, supervisor, board, intake, queries, needed, requested });
     let (tls, all) = (http.tls.as_ref(), http.admin.is_none());
     let mut handles = vec![listen(&http.listen, tls, Side { inside: all, intake: true }, &served)?];
     if let Some(admin) = &http.admin {
