@@ -28,7 +28,7 @@ use crate::telemetry::metrics::ComponentLabels;
 const WRITE_EVENTS_MAX: usize = 4000;
 
 /// How long a sink may be idle before it is asked whether it could store something.
-const IDLE_MAX: Duration = Duration::from_secs(2);
+const IDLE_MAX: Duration = Duration::from_secs(1);
 
 type DeliverJob = Job<Deliver, Vec<Refusal>>;
 

@@ -20,7 +20,7 @@ use crate::telemetry::metrics::ComponentLabels;
 /// Events in one commit, at most; a single append may be larger.
 const COMMIT_EVENTS_MAX: usize = 8000;
 /// How long a stream may be idle before it is asked whether its backend is there.
-const IDLE_MAX: Duration = Duration::from_secs(2);
+const IDLE_MAX: Duration = Duration::from_secs(1);
 /// How soon a full stream is tried again.
 const FULL_RETRY: Duration = Duration::from_millis(50);
 
@@ -191,6 +191,9 @@ impl Worker {
             match outcome.is_ok() {
                 true => seconds.observe(since.elapsed().as_secs_f64()),
                 false => _ = failures.inc(),
+            }
+            if let Ok(outcome) = &outcome {
+                self.shared.board.taps.appended(&self.spec.name, &appends, outcome);
             }
             let full = self.answer(outcome, appends, jobs)?;
             if full {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Result;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::event::{Delivery, Event, EventId, Ticket};
 use crate::source::{Dead, Move, Slot};
@@ -140,6 +140,9 @@ pub struct StreamStatus {
     pub length: Option<u64>,
     /// Its groups, by name.
     pub groups: Vec<GroupStatus>,
+    /// Events in each shard; empty where the backend cannot tell. The status page shows them.
+    #[serde(skip)]
+    pub shards: Vec<u64>,
 }
 
 /// What `/streams` shows of a group.
@@ -153,10 +156,14 @@ pub struct GroupStatus {
     pub pending: Option<u64>,
     /// Members that hold something or were seen of late.
     pub consumers: Vec<ConsumerStatus>,
+    /// When the oldest event that it has not acked was appended, in microseconds since 1970 UTC;
+    /// `None` also where there is none. The status page shows it.
+    #[serde(skip)]
+    pub oldest_us: Option<i64>,
 }
 
 /// What `/streams` shows of a member.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsumerStatus {
     /// `INSTANCE/GROUP/NUMBER`
     pub name: String,

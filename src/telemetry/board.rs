@@ -5,12 +5,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use serde::Serialize;
-use tokio::sync::watch;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::spec::Room;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::taps::Taps;
 use crate::telemetry::traces::Traces;
 
 /// What an actor is at.
@@ -43,6 +44,7 @@ pub struct Component {
     exit: Mutex<Option<anyhow::Result<()>>>,
     progress: AtomicBool,
     spent: AtomicBool,
+    changed: Arc<Notify>,
     /// Asks it to drain and stop.
     pub stop: CancellationToken,
     /// It has stopped for good.
@@ -50,7 +52,7 @@ pub struct Component {
 }
 
 /// The last thing that went wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastError {
     /// When, in microseconds since 1970 UTC.
     pub time_us: i64,
@@ -59,8 +61,15 @@ pub struct LastError {
 }
 
 impl Component {
-    fn new(room: Room, name: &Arc<str>, number: u64, kind: &'static str) -> Self {
+    fn new(
+        room: Room,
+        name: &Arc<str>,
+        number: u64,
+        kind: &'static str,
+        changed: Arc<Notify>,
+    ) -> Self {
         Self {
+            changed,
             room,
             name: name.clone(),
             number,
@@ -78,7 +87,12 @@ impl Component {
 
     /// The actor is ready to work.
     pub fn up(&self) {
-        self.state.send_replace(State::Up);
+        self.set(State::Up);
+    }
+
+    fn set(&self, state: State) {
+        self.state.send_replace(state);
+        self.changed.notify_one();
     }
 
     /// The actor did what it is for, so the next failure is a new one.
@@ -106,7 +120,7 @@ impl Component {
         let cause: Arc<str> = cause.into();
         self.restarts.fetch_add(1, Ordering::Relaxed);
         self.note(&cause);
-        self.state.send_replace(State::Down(cause));
+        self.set(State::Down(cause));
     }
 
     /// Something went wrong that did not end the actor.
@@ -117,7 +131,7 @@ impl Component {
 
     /// The actor has stopped as it was asked to.
     pub fn finish(&self) {
-        self.state.send_replace(State::Done);
+        self.set(State::Done);
         self.done.cancel();
     }
 
@@ -169,6 +183,10 @@ pub struct Board {
     pub metrics: Metrics,
     /// Where the spans of what they do go.
     pub traces: Traces,
+    /// Events on their way, for who looks.
+    pub taps: Taps,
+    /// Told, for the one who shows it, whenever an actor's state changes.
+    pub changed: Arc<Notify>,
     components: RwLock<Vec<Arc<Component>>>,
 }
 
@@ -181,7 +199,7 @@ impl Board {
         number: u64,
         kind: &'static str,
     ) -> Arc<Component> {
-        let component = Arc::new(Component::new(room, name, number, kind));
+        let component = Arc::new(Component::new(room, name, number, kind, self.changed.clone()));
         self.components.write().unwrap_or_else(PoisonError::into_inner).push(component.clone());
         component
     }
@@ -214,7 +232,7 @@ impl Board {
 }
 
 /// One thing that does not work.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
     /// `sink.db`
     pub name: String,

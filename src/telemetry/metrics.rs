@@ -2,7 +2,7 @@
 //! one in the documentation is made from it.
 
 mod exposition;
-mod process;
+pub mod process;
 mod table;
 
 use std::collections::HashMap;

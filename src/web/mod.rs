@@ -2,11 +2,16 @@
 //! the paths of sources that are reached this way.
 
 mod body;
+mod dead;
 mod guard;
+mod inside;
 mod intake;
+mod live;
 mod openapi;
+mod page;
 mod problem;
 mod query;
+pub mod state;
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -26,6 +31,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use self::guard::Guard;
+use self::inside::Inside;
 use self::intake::Intake;
 use self::problem::Problem;
 use self::query::Queries;
@@ -45,11 +51,13 @@ const STOP_SECONDS: u64 = 1;
 /// What listens; stop it before the process ends.
 pub struct Server {
     handles: Vec<ServerHandle>,
+    inside: web::Data<Inside>,
 }
 
 impl Server {
     /// Stops listening, and gives open connections a moment.
     pub async fn stop(self) {
+        self.inside.stop();
         for handle in self.handles {
             handle.stop(true).await;
         }
@@ -82,7 +90,7 @@ pub fn start(
     let guard = Guard::new(http);
     let topology = editions.borrow().topology.clone();
     let queries = Queries::new(&topology, guard.clone(), board.clone())?;
-    let intake = Intake::new(&topology, guard, board, |room, name| part.has(room, name));
+    let intake = Intake::new(&topology, guard.clone(), board, |room, name| part.has(room, name));
     let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
     let needed = sources.flat_map(|source| {
         let (own, to) = (Room::Source.noun(), Room::Stream.noun());
@@ -91,14 +99,16 @@ pub fn start(
     let needed: Vec<_> = needed.collect();
     let requested = !needed.is_empty() || !queries.specs().is_empty();
     let (supervisor, board) = (supervisor.clone(), board.clone());
-    let served =
-        web::Data::new(Served { editions, supervisor, board, intake, queries, needed, requested });
+    let served = Served { editions, supervisor, board, intake, queries, needed, requested };
+    let served = web::Data::new(served);
+    let inside = web::Data::new(Inside::start(&served, guard));
     let (tls, all) = (http.tls.as_ref(), http.admin.is_none());
-    let mut handles = vec![listen(&http.listen, tls, Side { inside: all, intake: true }, &served)?];
+    let mut handles =
+        vec![listen(&http.listen, tls, Side { inside: all, intake: true }, &served, &inside)?];
     if let Some(admin) = &http.admin {
-        handles.push(listen(admin, tls, Side { inside: true, intake: false }, &served)?);
+        handles.push(listen(admin, tls, Side { inside: true, intake: false }, &served, &inside)?);
     }
-    Ok(Server { handles })
+    Ok(Server { handles, inside })
 }
 
 /// What of it one address serves.
@@ -115,10 +125,11 @@ fn listen(
     tls: Option<&Tls>,
     side: Side,
     served: &web::Data<Served>,
+    within: &web::Data<Inside>,
 ) -> Result<ServerHandle> {
     let listener = TcpListener::bind(address)
         .with_context(|| format!("cannot listen on {address} (is another program there?)"))?;
-    let served = served.clone();
+    let (served, within) = (served.clone(), within.clone());
     let server = HttpServer::new(move || {
         let app = App::new()
             .app_data(served.clone())
@@ -126,7 +137,11 @@ fn listen(
             .service(shown("/healthz", healthz))
             .service(shown("/readyz", readyz));
         let app = match side.inside {
-            true => app.service(shown("/streams", streams)).service(shown("/metrics", metrics)),
+            true => app
+                .service(shown("/streams", streams))
+                .service(shown("/metrics", metrics))
+                .app_data(within.clone())
+                .configure(inside::configure),
             false => app,
         };
         match side.intake {

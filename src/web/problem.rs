@@ -38,6 +38,11 @@ impl Problem {
         )
     }
 
+    /// 403: it comes from a page of somebody else's.
+    pub fn foreign(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, error)
+    }
+
     /// 404: nothing is there.
     pub fn missing(error: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, error)

@@ -204,6 +204,7 @@ impl Member {
             if !batch.is_empty() {
                 self.journeys.begin(&mut batch);
                 self.counts.sizes.observe(batch.len() as f64);
+                self.shared.board.taps.fetched(&self.group.from, &batch);
                 self.hand.push(batch);
             }
         }
@@ -249,6 +250,8 @@ impl Member {
         acked?;
         self.component.progressed();
         self.journeys.stored(deliveries);
+        let target = || self.target.component().to_string();
+        self.shared.board.taps.stored(&self.group.name, target, deliveries);
         self.counts.stored.inc_by(deliveries.len() as u64);
         if let Some(named) = &self.counts.named {
             named.inc_by(deliveries.len() as u64);

@@ -113,10 +113,11 @@ impl Broker {
                 // What other processes' members hold, nobody tells.
                 pending: (consumers <= own.members).then_some(own.held),
                 consumers: own.consumers,
+                oldest_us: None, // a queue shows no message without handing it out
             });
         }
         groups.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(StreamStatus { stream: self.spec.name.to_string(), length: None, groups })
+        Ok(StreamStatus { stream: self.spec.name.to_string(), groups, ..StreamStatus::default() })
     }
 
     /// How far the slowest group is behind, where that leaves no room for `count` events after

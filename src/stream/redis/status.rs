@@ -26,6 +26,8 @@ struct Group {
     lag: Option<u64>,
     /// Name, pending and idle milliseconds.
     consumers: Vec<(String, u64, u64)>,
+    /// When the oldest entry that is not acked was added.
+    oldest_us: Option<i64>,
 }
 
 async fn shards(stream: &Stream, what: &str) -> Result<Vec<Shard>> {
@@ -43,7 +45,7 @@ async fn shards(stream: &Stream, what: &str) -> Result<Vec<Shard>> {
 fn read(answer: Value) -> Option<Shard> {
     let [length, groups] = list(answer)?.try_into().ok()?;
     let groups = list(groups)?.into_iter().map(|group| {
-        let [name, pending, lag, consumers] = list(group)?.try_into().ok()?;
+        let [name, pending, lag, consumers, oldest] = list(group)?.try_into().ok()?;
         let consumers = list(consumers)?.into_iter().map(|consumer| {
             let [name, pending, idle] = list(consumer)?.try_into().ok()?;
             Some((text(name), number(&pending)?, number(&idle)?))
@@ -53,6 +55,7 @@ fn read(answer: Value) -> Option<Shard> {
             pending: number(&pending)?,
             lag: number(&lag),
             consumers: consumers.collect::<Option<_>>()?,
+            oldest_us: added_us(oldest),
         })
     });
     Some(Shard { length: number(&length)?, groups: groups.collect::<Option<_>>()? })
@@ -70,10 +73,19 @@ fn text(value: Value) -> String {
     String::from_utf8_lossy(&bytes(value)).into_owned()
 }
 
+/// When an entry was added, as far as its id tells.
+fn added_us(id: Value) -> Option<i64> {
+    if matches!(id, Value::Nil | Value::Boolean(_)) {
+        return None;
+    }
+    let id = text(id);
+    id.split_once('-')?.0.parse::<i64>().ok()?.checked_mul(1000)
+}
+
 /// The numbers of `/streams`.
 pub(super) async fn status(stream: &Stream) -> Result<StreamStatus> {
     let shards = shards(stream, "consumers").await?;
-    let length = shards.iter().map(|shard| shard.length).sum();
+    let lengths: Vec<u64> = shards.iter().map(|shard| shard.length).collect();
     let mut groups: BTreeMap<String, GroupStatus> = BTreeMap::new();
     for group in shards.into_iter().flat_map(|shard| shard.groups) {
         let first = || GroupStatus {
@@ -81,8 +93,10 @@ pub(super) async fn status(stream: &Stream) -> Result<StreamStatus> {
             lag: Some(0),
             pending: Some(0),
             consumers: Vec::new(),
+            oldest_us: None,
         };
         let all = groups.entry(group.name.clone()).or_insert_with(first);
+        all.oldest_us = all.oldest_us.into_iter().chain(group.oldest_us).min();
         // What was handed back waits for a member, like what is new.
         let free = group.consumers.iter().find(|(name, ..)| name == FREE).map_or(0, |it| it.1);
         all.lag = all.lag.zip(group.lag).map(|(all, lag)| all + lag + free);
@@ -105,7 +119,8 @@ pub(super) async fn status(stream: &Stream) -> Result<StreamStatus> {
     for group in &mut groups {
         group.consumers.sort_by(|one, other| one.name.cmp(&other.name));
     }
-    Ok(StreamStatus { stream: stream.spec.name.to_string(), length: Some(length), groups })
+    let length = Some(lengths.iter().sum());
+    Ok(StreamStatus { stream: stream.spec.name.to_string(), length, groups, shards: lengths })
 }
 
 /// Events that the slowest group has not acked; `None` without a group. Where Redis cannot tell

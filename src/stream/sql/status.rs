@@ -1,20 +1,20 @@
 //! What a stream holds, and how far its groups are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 
 use super::state::Stream;
-use super::{Database, Mode, Sql, Statement, args, first, statement};
+use super::{Database, Mode, Sql, Statement, args, statement};
 use crate::event::Event;
 use crate::stream::{ConsumerStatus, GroupStatus, StreamStatus, chunk};
 
-const LENGTH: Statement = statement!(
-    "SELECT CAST(COALESCE(SUM(o.next - COALESCE((SELECT MIN(first) FROM messages m
-       WHERE m.stream = o.stream AND m.shard = o.shard), o.next)), 0) AS BIGINT)
-     FROM offsets o WHERE o.stream = $1"
+const LENGTHS: Statement = statement!(
+    "SELECT o.next - COALESCE((SELECT MIN(first) FROM messages m
+       WHERE m.stream = o.stream AND m.shard = o.shard), o.next)
+     FROM offsets o WHERE o.stream = $1 ORDER BY o.shard"
 );
 /// One statement for all groups, so that no event is in neither number on its way from lag to
 /// pending.
@@ -33,6 +33,21 @@ const CONSUMERS: Statement = statement!(
      UNION ALL
      SELECT owner, NULL, CAST(SUM(last - first + 1) AS BIGINT) FROM leases
        WHERE grp = $1 AND owner <> '' GROUP BY owner"
+);
+/// For each group that has not acked everything: when the chunk was appended that holds the first
+/// event of these.
+const OLDEST: Statement = statement!(
+    "SELECT w.grp, MIN((SELECT m.time FROM messages m WHERE m.stream = $1 AND m.shard = w.shard
+       AND m.first <= w.first ORDER BY m.first DESC LIMIT 1))
+     FROM (
+       SELECT c.grp AS grp, c.shard AS shard, c.next AS first FROM groups g
+         JOIN cursors c ON c.grp = g.id
+         JOIN offsets o ON o.stream = g.stream AND o.shard = c.shard
+         WHERE g.stream = $1 AND c.next < o.next
+       UNION ALL
+       SELECT l.grp, l.shard, MIN(l.first) FROM groups g JOIN leases l ON l.grp = g.id
+         WHERE g.stream = $1 GROUP BY l.grp, l.shard) w
+     GROUP BY w.grp"
 );
 const SHARDS: Statement = statement!("SELECT shard FROM offsets WHERE stream = $1");
 const NEWEST: Statement = statement!(
@@ -55,8 +70,14 @@ pub(super) async fn status<D: Database>(stream: &Arc<Stream<D>>) -> Result<Strea
 
 async fn numbers(tx: &mut dyn Sql, stream: i64, name: String) -> Result<StreamStatus> {
     let count = |number: i64| Some(number.max(0) as u64);
-    let length = first(tx, LENGTH, args![stream]).await?;
-    let length = length.context("there is no length")?.int(0)?;
+    let mut shards = Vec::new();
+    for row in tx.rows(LENGTHS, args![stream]).await? {
+        shards.push(row.int(0)?.max(0) as u64);
+    }
+    let mut oldest = HashMap::new();
+    for row in tx.rows(OLDEST, args![stream]).await? {
+        oldest.insert(row.int(0)?, row.opt_int(1)?);
+    }
     let mut groups = Vec::new();
     for mut row in tx.rows(GROUPS, args![stream]).await? {
         groups.push(GroupStatus {
@@ -64,10 +85,12 @@ async fn numbers(tx: &mut dyn Sql, stream: i64, name: String) -> Result<StreamSt
             lag: count(row.int(2)?),
             pending: count(row.int(3)?),
             consumers: consumers(tx, row.int(0)?).await?,
+            oldest_us: oldest.get(&row.int(0)?).copied().flatten(),
         });
     }
     groups.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(StreamStatus { stream: name, length: count(length), groups })
+    let length = Some(shards.iter().sum());
+    Ok(StreamStatus { stream: name, length, groups, shards })
 }
 
 async fn consumers(tx: &mut dyn Sql, group: i64) -> Result<Vec<ConsumerStatus>> {

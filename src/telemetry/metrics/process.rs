@@ -38,13 +38,10 @@ static FIGURES: &[Figure] = &[
         "counter",
         "seconds",
         "Processor time the process has used, of user and system",
-        |_| {
-            let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-            Some(used.tv_sec as f64 + used.tv_nsec as f64 / 1e9)
-        },
+        |_| Some(cpu_seconds()),
     ),
     figure("process_resident_memory_bytes", "gauge", "bytes", "Memory the process holds", |_| {
-        status("VmRSS:").map(|kib| kib * 1024.0)
+        memory_bytes()
     }),
     figure(
         "process_virtual_memory_bytes",
@@ -102,6 +99,17 @@ impl Collector for Process {
         }
         Ok(())
     }
+}
+
+/// Processor time the process has used so far, of user and system.
+pub fn cpu_seconds() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
+}
+
+/// Memory the process holds, where the system tells.
+pub fn memory_bytes() -> Option<f64> {
+    status("VmRSS:").map(|kib| kib * 1024.0)
 }
 
 fn status(name: &str) -> Option<f64> {

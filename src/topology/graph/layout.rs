@@ -5,14 +5,19 @@ use std::collections::HashMap;
 
 use super::{Graph, Role};
 
-/// Space between columns.
-const GAP_X: f64 = 64.0;
-/// Space between nodes of a column.
-const GAP_Y: f64 = 22.0;
-/// The height of a node.
-pub(super) const NODE_H: f64 = 54.0;
-/// The height that an edge takes where it passes a column.
-const PASS_H: f64 = 10.0;
+/// How much room things take.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    /// Space between columns.
+    pub(super) gap_x: f64,
+    /// Space between nodes of a column.
+    pub(super) gap_y: f64,
+    /// The height of a node.
+    pub(super) node: f64,
+    /// The height that an edge takes where it passes a column.
+    pub(super) pass: f64,
+}
+
 /// How often the order and the heights are improved.
 const SWEEPS: usize = 12;
 
@@ -38,12 +43,13 @@ pub(super) struct Layout {
 }
 
 /// Lays a graph out. `width_of` tells how wide a node has to be.
-pub(super) fn layout(graph: &Graph, width_of: impl Fn(usize) -> f64) -> Layout {
+pub(super) fn layout(graph: &Graph, sizes: Sizes, width_of: impl Fn(usize) -> f64) -> Layout {
     let columns_of = columns(graph);
+    let height = sizes.node;
     let mut slots: Vec<Slot> = (0..graph.nodes.len())
-        .map(|node| Slot { node: Some(node), column: columns_of[node], y: 0.0, height: NODE_H })
+        .map(|node| Slot { node: Some(node), column: columns_of[node], y: 0.0, height })
         .collect();
-    let edges = through(graph, &columns_of, &mut slots);
+    let edges = through(graph, &columns_of, sizes.pass, &mut slots);
     let count = slots.iter().map(|slot| slot.column + 1).max().unwrap_or(0);
     let mut order: Vec<Vec<usize>> = vec![Vec::new(); count];
     for (i, slot) in slots.iter().enumerate() {
@@ -51,20 +57,20 @@ pub(super) fn layout(graph: &Graph, width_of: impl Fn(usize) -> f64) -> Layout {
     }
     let neighbours = neighbours(&edges, slots.len());
     arrange(&mut order, &neighbours, slots.len());
-    settle(&order, &neighbours, &mut slots);
+    settle(&order, &neighbours, sizes.gap_y, &mut slots);
     let mut x = 0.0;
     let mut columns = Vec::with_capacity(count);
     for column in &order {
         let nodes = column.iter().filter_map(|slot| slots[*slot].node);
         let width = nodes.map(&width_of).fold(0.0, f64::max);
         columns.push((x, width));
-        x += width + GAP_X;
+        x += width + sizes.gap_x;
     }
     let top = |slot: &Slot| slot.y - slot.height / 2.0;
     let first = slots.iter().map(top).fold(f64::INFINITY, f64::min);
     slots.iter_mut().for_each(|slot| slot.y -= first);
     let height = slots.iter().map(|slot| slot.y + slot.height / 2.0).fold(0.0, f64::max);
-    Layout { slots, edges, columns, width: (x - GAP_X).max(0.0), height }
+    Layout { slots, edges, columns, width: (x - sizes.gap_x).max(0.0), height }
 }
 
 /// The column of each node: streams as far to the right as the longest way to them, sources right
@@ -114,13 +120,18 @@ fn close_up(columns: &mut [usize]) {
 }
 
 /// Each edge with a slot in every column it passes.
-fn through(graph: &Graph, columns: &[usize], slots: &mut Vec<Slot>) -> Vec<Vec<usize>> {
+fn through(
+    graph: &Graph,
+    columns: &[usize],
+    height: f64,
+    slots: &mut Vec<Slot>,
+) -> Vec<Vec<usize>> {
     let mut edges = Vec::with_capacity(graph.edges.len());
     for (from, to) in &graph.edges {
         let mut path = vec![*from];
         for column in columns[*from] + 1..columns[*to] {
             path.push(slots.len());
-            slots.push(Slot { node: None, column, y: 0.0, height: PASS_H });
+            slots.push(Slot { node: None, column, y: 0.0, height });
         }
         path.push(*to);
         edges.push(path);
@@ -172,10 +183,10 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 }
 
 /// Moves each slot to the height of its neighbours, as far as the others of its column let it.
-fn settle(order: &[Vec<usize>], neighbours: &Neighbours, slots: &mut [Slot]) {
+fn settle(order: &[Vec<usize>], neighbours: &Neighbours, gap: f64, slots: &mut [Slot]) {
     for column in order {
         let wanted = vec![0.0; column.len()];
-        place(column, &wanted, slots);
+        place(column, &wanted, gap, slots);
     }
     for sweep in 0..SWEEPS {
         let columns: Vec<&Vec<usize>> =
@@ -188,21 +199,21 @@ fn settle(order: &[Vec<usize>], neighbours: &Neighbours, slots: &mut [Slot]) {
                     mean(around).unwrap_or(slots[*slot].y)
                 })
                 .collect();
-            place(column, &wanted, slots);
+            place(column, &wanted, gap, slots);
         }
     }
 }
 
 /// The heights nearest to those wanted (least squares) that keep the order and the gaps: pool
 /// adjacent violators.
-fn place(column: &[usize], wanted: &[f64], slots: &mut [Slot]) {
+fn place(column: &[usize], wanted: &[f64], gap: f64, slots: &mut [Slot]) {
     // Without the gaps above it, a slot's height only has to be no less than the one before.
     let mut above = 0.0;
     let mut offsets = Vec::with_capacity(column.len());
     for (i, slot) in column.iter().enumerate() {
         if i > 0 {
             let last = slots[column[i - 1]].height;
-            above += last / 2.0 + GAP_Y + slots[*slot].height / 2.0;
+            above += last / 2.0 + gap + slots[*slot].height / 2.0;
         }
         offsets.push(above);
     }

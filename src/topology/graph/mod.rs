@@ -1,10 +1,13 @@
 //! The topology as a picture: Mermaid, DOT, or an SVG laid out here.
 
 mod layout;
+mod placed;
 mod svg;
 
 use std::fmt::Write;
 use std::str::FromStr;
+
+pub use placed::{Placed, PlacedEdge, PlacedNode, place};
 
 use super::Topology;
 use crate::spec::text::shown;

@@ -2,9 +2,13 @@
 
 use std::fmt::Write;
 
-use super::layout::{Layout, NODE_H, layout};
+use super::layout::{Layout, Sizes, layout};
 use super::{Graph, Node, Role};
 
+/// The height of a node.
+const NODE_H: f64 = 54.0;
+/// How much room things take.
+const SIZES: Sizes = Sizes { gap_x: 64.0, gap_y: 22.0, node: NODE_H, pass: 10.0 };
 /// Space around everything.
 const MARGIN: f64 = 28.0;
 /// Height of the legend.
@@ -23,7 +27,7 @@ const COLOURS: [Colour; 5] = [
 
 /// Draws a graph.
 pub(super) fn draw(graph: &Graph) -> String {
-    let layout = layout(graph, |node| node_width(&graph.nodes[node]));
+    let layout = layout(graph, SIZES, |node| node_width(&graph.nodes[node]));
     let width = (layout.width + 2.0 * MARGIN).max(legend_width(graph));
     let height = layout.height + 2.0 * MARGIN + LEGEND;
     let mut out = String::new();
