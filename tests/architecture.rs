@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 /// Rooms from the ground up. A room may use those before it, and itself.
 const ROOMS: &[&[&str]] = &[
     &["event"],
-    &["spec"],
+    &["spec", "fault"],
     &["client"],
     &["source"],
     &["stream", "sink"],
     &["topology"],
-    &["telemetry", "fault"],
+    &["telemetry"],
     &["actor"],
     &["web"],
     &["cli"],

@@ -19,6 +19,7 @@ use super::message::{Decoder, Letter, Message};
 use super::names::short;
 use super::{Broker, declare};
 use crate::event::{EventId, now_us};
+use crate::fault;
 use crate::source::Dead;
 use crate::stream::{DeadLetter, shard_of};
 
@@ -171,6 +172,7 @@ impl Broker {
         let mut count = 0;
         for queue in &self.names.dead {
             let mut opened = Opened::open(self, queue).await?;
+            fault::point("replay.before", opened.letters.iter().map(|(_, it)| &it.event));
             let mut messages = Vec::new();
             for (_, letter) in opened.letters.iter().filter(|(_, letter)| wanted(letter)) {
                 let Ok(group) = self.names.group(&letter.group) else {
@@ -189,6 +191,7 @@ impl Broker {
             // In the queue first: a crash between the two leaves the letter, and the event once
             // more, which its sink keeps once.
             self.publish(&messages).await?;
+            fault::point("replay.within", opened.letters.iter().map(|(_, it)| &it.event));
             count += opened.forget(wanted).await?;
             opened.close().await?;
         }

@@ -12,6 +12,7 @@ use super::held::Name;
 use super::state::{SCRIPTS, Stream};
 use crate::client::redis::odd;
 use crate::event::{Delivery, Event, EventId, now_us};
+use crate::fault;
 use crate::source::Dead;
 use crate::stream::{DeadLetter, GroupSpec};
 
@@ -211,7 +212,10 @@ pub(super) async fn replay(stream: &Stream, wanted: &[EventId]) -> Result<u64> {
             stream.format.put(&event, false, &mut times, cmd);
         };
         let keys = [&*stream.shards[shard].stream, &key];
+        fault::point("replay.before", std::iter::once(&event));
+        // One script: the event is in the stream, and the letter gone, or neither.
         let answer = stream.redis.run(&SCRIPTS.replay, &keys, put).await?;
+        fault::point("replay.after", std::iter::once(&event));
         ensure!(
             answer != Value::Int(-1),
             "dead letter {} is of group {group:?}, which the stream has no more (bring the group \

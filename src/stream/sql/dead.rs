@@ -10,6 +10,7 @@ use super::append::{heads, insert, pack_events};
 use super::state::{Ids, Stream};
 use super::{Database, Mode, Row, Sql, Statement, args, first, lease, statement};
 use crate::event::{Delivery, Event, EventId, Ticket};
+use crate::fault;
 use crate::source::Dead;
 use crate::stream::{DeadLetter, GroupSpec, chunk};
 
@@ -172,19 +173,22 @@ pub(super) async fn replay<D: Database>(
     let mut count = 0;
     for rows in rows(stream, wanted).await?.chunks(REPLAY_MAX) {
         let (rows, of): (Arc<[i64]>, _) = (rows.into(), stream.clone());
-        count += stream
+        let replayed = stream
             .transact(Mode::Durable, move |tx, ids| {
                 let (rows, stream) = (rows.clone(), of.clone());
                 Box::pin(async move {
                     let mut heads = heads(tx, &ids, &stream).await?;
                     let events = take(tx, &ids, &rows).await?;
-                    let replayed = events.len() as u64;
-                    let packed = pack_events(events, stream.spec.shards.max(1))?;
+                    fault::point("replay.before", events.iter());
+                    let packed = pack_events(events.clone(), stream.spec.shards.max(1))?;
                     insert(tx, &ids, &stream, &mut heads, &packed).await?;
-                    Ok(replayed)
+                    fault::point("replay.within", events.iter());
+                    Ok(events)
                 })
             })
             .await?;
+        fault::point("replay.after", replayed.iter());
+        count += replayed.len() as u64;
     }
     Ok(count)
 }
