@@ -294,12 +294,13 @@ fn a_request_that_does_not_say_which_letters_changes_nothing() {
 
 #[test]
 fn events_that_pass_are_seen_by_who_looks() {
-    let (place, _running) = start("");
+    let (place, running) = start("");
     let look = |node: &str| {
         let answer = Request::get(&format!("/api/events?node={node}")).send(place.port).unwrap();
         answer.json()["events"].as_array().unwrap().clone()
     };
     eventually("it takes events", || post(&place, r#"{"n":1}"#) == 202);
+    eventually("it is stored", || running.metric("aqueduct_events_stored", "") >= 1.0);
     assert_eq!(look("stream.events"), [] as [Json; 0], "nobody looked");
     let long = "x".repeat(2000);
     let body = format!("{{\"n\":2,\"text\":\"{long}\"}}");

@@ -128,8 +128,7 @@ fn over_postgres() {
 fn over_rabbitmq() {
     for point in ["replay.before", "replay.within"] {
         for by_command in [false, true] {
-            let rabbit = Rabbit::shared();
-            let url = rabbit.url(&rabbit.vhost());
+            let url = Rabbit::shared().vhost();
             dies(&format!("kind = \"rabbitmq\"\nurl = {url:?}"), point, by_command);
         }
     }
