@@ -272,13 +272,20 @@ impl Handler<Inspect> for Supervisor {
             .iter()
             .map(|spec| &*spec.name)
             .filter(in_file)
-            .map(|name| (name.to_owned(), self.streams[name].0.send(Status)))
+            .map(|name| {
+                let (actor, component) = &self.streams[name];
+                // One that waits to start anew reads its messages only then.
+                let down = matches!(component.state(), State::Down(_));
+                (name.to_owned(), (!down).then(|| actor.send(Status)))
+            })
             .collect();
         Box::pin(async move {
             let answers = asked.into_iter().map(|(name, answer)| async move {
+                let unknown = StreamStatus { stream: name, ..StreamStatus::default() };
+                let Some(answer) = answer else { return unknown };
                 match tokio::time::timeout(STATUS_WAIT, answer).await {
                     Ok(Ok(Ok(status))) => status,
-                    _ => StreamStatus { stream: name, ..StreamStatus::default() },
+                    _ => unknown,
                 }
             });
             let streams = join_all(answers).await;

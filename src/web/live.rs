@@ -185,7 +185,6 @@ impl Task {
                 _ = every.tick() => {
                     self.builder.sample();
                     if self.is_looked_at(looked) {
-                        self.builder.measure();
                         asking.get_or_insert_with(|| self.asker.ask());
                         due = Some(Instant::now() + STREAMS_WAIT);
                     }
@@ -207,7 +206,6 @@ impl Task {
                 () = self.live.asked.notified() => {
                     looked = Some(Instant::now());
                     if published.is_none_or(|at| at.elapsed() >= FRESH) {
-                        self.builder.measure();
                         asking.get_or_insert_with(|| self.asker.ask());
                         due = Some(Instant::now() + STREAMS_WAIT);
                     }

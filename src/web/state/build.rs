@@ -103,10 +103,6 @@ impl Builder {
     /// Reads the counters; to be called once a second, also while nobody looks.
     pub fn sample(&mut self) {
         self.rates.sample(&self.board.metrics);
-    }
-
-    /// How much of the processors was used since this was last called.
-    pub fn measure(&mut self) {
         let used = process::cpu_seconds();
         if let Some((before, at)) = self.cpu.replace((used, Instant::now())) {
             self.busy = (used - before) / at.elapsed().as_secs_f64().max(0.001);
