@@ -153,13 +153,15 @@ fn neighbours(edges: &[Vec<usize>], count: usize) -> Neighbours {
     all
 }
 
-/// Orders each column by the mean place of the neighbours, left to right and back.
+/// Orders each column by the mean place of the neighbours, left to right and back, and keeps the
+/// order that had the fewest crossings.
 fn arrange(order: &mut [Vec<usize>], neighbours: &Neighbours, count: usize) {
     let mut rank = vec![0.0; count];
     let note = |column: &[usize], rank: &mut Vec<f64>| {
         column.iter().enumerate().for_each(|(i, slot)| rank[*slot] = i as f64);
     };
     order.iter().for_each(|column| note(column, &mut rank));
+    let mut best = (crossings(order, neighbours, count), order.to_vec());
     for sweep in 0..SWEEPS {
         let forth = sweep % 2 == 0;
         for step in 0..order.len() {
@@ -174,7 +176,36 @@ fn arrange(order: &mut [Vec<usize>], neighbours: &Neighbours, count: usize) {
             order[at].sort_by(|a, b| keys[a].total_cmp(&keys[b]));
             note(&order[at], &mut rank);
         }
+        let crossed = crossings(order, neighbours, count);
+        if crossed < best.0 {
+            best = (crossed, order.to_vec());
+        }
     }
+    order.clone_from_slice(&best.1);
+}
+
+/// Pairs of edges between neighbouring columns that cross.
+fn crossings(order: &[Vec<usize>], neighbours: &Neighbours, count: usize) -> usize {
+    let mut rank = vec![0; count];
+    for column in order {
+        column.iter().enumerate().for_each(|(i, slot)| rank[*slot] = i);
+    }
+    order.iter().map(|column| inversions(column, neighbours, &rank)).sum()
+}
+
+/// Two edges cross where the one that starts higher ends lower.
+fn inversions(column: &[usize], neighbours: &Neighbours, rank: &[usize]) -> usize {
+    let mut ends: Vec<usize> = Vec::new();
+    let mut crossed = 0;
+    for slot in column {
+        let mut next: Vec<usize> = neighbours[*slot].1.iter().map(|to| rank[*to]).collect();
+        // Those before it that end below; its own edges cross none of each other.
+        crossed +=
+            next.iter().map(|end| ends.len() - ends.partition_point(|it| it <= end)).sum::<usize>();
+        ends.append(&mut next);
+        ends.sort_unstable();
+    }
+    crossed
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {

@@ -6,9 +6,9 @@ import { count, exact, h, put, rate, shortly, span, states } from "./format.js";
 
 /** Narrower than this, the columns run down. */
 const NARROW = 720;
-const WIDE = { width: [168, 216], height: 84, gap: [120, 200] };
+const WIDE = { width: [168, 216], height: 84, gap: [114, 200], row: 1.4 };
 const TALL = { width: [148, 300], height: 78, gap: 88 };
-const SCALE_MIN = 0.7;
+const SCALE_MIN = 0.78;
 /** What is below the topology. */
 const FOOT = 44;
 
@@ -99,10 +99,12 @@ export class Graph {
     const size = { width: Math.min(most, Math.max(least, share)), height: WIDE.height };
     const room = (width - columns * size.width) / Math.max(1, columns - 1);
     const gap = Math.min(WIDE.gap[1], Math.max(WIDE.gap[0], room));
-    const total = { width: columns * size.width + (columns - 1) * gap, height: units * size.height };
+    // Few rows may be further apart. The outer ones end half a box beyond their middle.
+    const row = Math.min(WIDE.row, Math.max(1, (height - size.height) / Math.max(1, units - 1) / size.height)) * size.height;
+    const total = { width: columns * size.width + (columns - 1) * gap, height: (units - 1) * row + size.height };
     // All of it on the screen, as long as it can be read.
     const wanted = Math.min(1, width / total.width, Math.max(0.8, height / total.height));
-    const at = (column, y) => ({ x: column * (size.width + gap) + size.width / 2, y: y * size.height });
+    const at = (column, y) => ({ x: column * (size.width + gap) + size.width / 2, y: (y - 0.5) * row + size.height / 2 });
     return { size, at, total, scale: Math.max(SCALE_MIN, wanted) };
   }
 
@@ -186,6 +188,6 @@ function figuresOf({ room, now }, state) {
   if (now.lag === null && now.pending === null) return "";
   const parts = [`lag ${count(now.lag)}`, `pending ${count(now.pending)}`];
   const old = now.oldest_us === null ? 0 : state.now.time_us - now.oldest_us;
-  if (old > 1e6 && (now.lag || now.pending)) parts.push(span(old));
+  if (old > 3e6 && (now.lag || now.pending)) parts.push(span(old));
   return parts.join(" · ");
 }

@@ -75,14 +75,14 @@ export class Panel {
     this.parts = parts;
     const asked = [];
     const form = new TokenForm(() => asked.forEach((section) => section.load()));
-    if (node.room !== "query") {
-      this.passed = new Passed(node, () => this.state, form);
-      asked.push(this.passed);
-    }
     const stream = this.streamOf(node);
     if (stream) {
       this.letters = new Letters(stream, node.room === "group" ? node.name : null, () => this.state, form);
       asked.push(this.letters);
+    }
+    if (node.room !== "query") {
+      this.passed = new Passed(node, () => this.state, form);
+      asked.push(this.passed);
     }
     const settings = h("dl.settings", {}, node.settings.map(([key, value]) => [h("dt", {}, key), h("dd", {}, value)]));
     this.root.replaceChildren(
@@ -175,7 +175,7 @@ function figuresOf({ room, now }, state) {
   }
   if (room === "stream") {
     figure("holds", count(now.length), exact(now.length));
-    const groups = state.edges.filter((edge) => state.nodes[edge.from].id === "stream." + state.nodes[edge.from].name && state.nodes[edge.from].now === now);
+    const groups = state.edges.filter((edge) => state.nodes[edge.from].now === now);
     const oldest = groups.map((edge) => state.nodes[edge.to].now).filter((it) => (it.lag || it.pending) && it.oldest_us !== null).map((it) => it.oldest_us);
     figure("oldest waits", oldest.length ? span(state.now.time_us - Math.min(...oldest)) : "–");
   }
@@ -188,7 +188,7 @@ function figuresOf({ room, now }, state) {
     figure("refused", count(now.refused), exact(now.refused));
     figure("given up", count(now.dead), exact(now.dead));
   }
-  if (now.actors[0]) figure("actors", now.actors[0] === now.actors[1] ? String(now.actors[0]) : `${now.actors[1]} of ${now.actors[0]} work`);
+  if (now.actors[0] > 1) figure("actors", now.actors[0] === now.actors[1] ? String(now.actors[0]) : `${now.actors[1]} of ${now.actors[0]} work`);
   figure("restarts", count(now.restarts), exact(now.restarts));
   return [h("dl.grid", {}, all)];
 }
