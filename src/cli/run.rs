@@ -184,7 +184,7 @@ fn show_what_to_look_at(topology: &Topology, part: &Part, file: &std::path::Path
     }
     if let Some(http) = &topology.http {
         let (scheme, address) = (if http.tls.is_some() { "https" } else { "http" }, &http.listen);
-        eprintln!("  look at {scheme}://{address}/streams, /healthz and /metrics");
+        eprintln!("  look at {scheme}://{address}/, /streams, /healthz and /metrics");
         for query in &topology.queries {
             eprintln!("  try     curl {scheme}://{address}{}", query.path);
         }

@@ -24,7 +24,7 @@ const WAIT: Duration = Duration::from_secs(30);
 /// Letters that are shown, unless more are asked for.
 const SHOWN: usize = 100;
 /// Letters that are shown at most.
-const SHOWN_MAX: usize = 1000;
+pub(super) const SHOWN_MAX: usize = 1000;
 /// Bytes of a list of ids.
 const IDS_BYTES_MAX: usize = 1 << 20;
 

@@ -8,7 +8,7 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, ORI
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use futures_util::FutureExt;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use tokio::sync::Semaphore;
 
 use super::guard::{Guard, Pass};
@@ -26,21 +26,16 @@ const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// What the handlers know, beside what all of them do.
 pub(super) struct Inside {
     pub served: web::Data<Served>,
-    pub guard: Arc<Guard>,
-    pub live: Arc<Live>,
     pub dead: Semaphore,
-    /// Names under which this machine may be asked without a token.
-    names: Vec<String>,
+    live: Arc<Live>,
 }
 
 impl Inside {
     /// Starts what makes the state.
-    pub fn start(served: &web::Data<Served>, guard: Arc<Guard>) -> Self {
+    pub fn start(served: &web::Data<Served>) -> Self {
         let edition = served.editions.borrow().clone();
-        let topology = &edition.topology;
-        let names = topology.http.as_ref().map(names).unwrap_or_default();
-        let jaeger = jaeger(std::env::var("JAEGER_URL").ok(), topology.tracing.as_ref());
-        let builder = Builder::new(served.board.clone(), edition.clone(), guard.asks(), jaeger);
+        let jaeger = |tracing: Option<&Tracing>| jaeger(std::env::var("JAEGER_URL").ok(), tracing);
+        let builder = Builder::new(served.board.clone(), edition, Box::new(jaeger));
         let queries = served.clone();
         let asker = Asker {
             supervisor: served.supervisor.clone(),
@@ -50,7 +45,17 @@ impl Inside {
             }),
         };
         let live = Live::start(builder, served.editions.clone(), asker);
-        Self { served: served.clone(), guard, live, dead: Semaphore::new(DEAD_AT_ONCE), names }
+        Self { served: served.clone(), dead: Semaphore::new(DEAD_AT_ONCE), live }
+    }
+
+    fn guard(&self) -> Arc<Guard> {
+        self.served.intake.guard().clone()
+    }
+
+    /// Names under which this machine may be asked without a token.
+    fn names(&self) -> Vec<String> {
+        let edition = self.served.editions.borrow();
+        edition.topology.http.as_ref().map(names).unwrap_or_default()
     }
 
     /// Ends what viewers are sent.
@@ -62,6 +67,7 @@ impl Inside {
     /// else's. Without a token, a name that somebody else may have given this machine will not do
     /// (DNS rebinding).
     pub fn admit(&self, request: &HttpRequest) -> Result<Pass, Problem> {
+        let guard = self.guard();
         let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
         let host = header(HOST).or_else(|| request.uri().authority().map(|it| it.as_str()));
         let host = host.unwrap_or_default();
@@ -71,18 +77,18 @@ impl Inside {
         });
         let near = header(SITE).is_none_or(|site| matches!(site, "same-origin" | "none"));
         if !own || !near {
-            return Err(Problem::foreign("another site's page may not ask this"));
+            return Err(Problem::forbidden("another site's page may not ask this"));
         }
-        if !self.guard.asks() && !is_own_name(host, &self.names) {
-            return Err(Problem::foreign(
+        if !guard.asks() && !is_own_name(host, &self.names()) {
+            return Err(Problem::forbidden(
                 "without a `token` in [http], ask by an IP address, as localhost, or by the \
                  machine's own name",
             ));
         }
-        if !self.guard.knows(request) {
+        if !guard.knows(request) {
             return Err(Problem::stranger());
         }
-        self.guard.enter().ok_or_else(Problem::busy)
+        guard.enter().ok_or_else(Problem::busy)
     }
 
     /// The same for what changes something: in JSON, which a page of somebody else's cannot send
@@ -150,6 +156,80 @@ async fn events(inside: web::Data<Inside>, request: HttpRequest) -> Result<HttpR
     Ok(HttpResponse::Ok()
         .insert_header((CACHE_CONTROL, "no-store"))
         .json(json!({ "node": look.node, "events": events })))
+}
+
+/// What of it is for programs, as `/openapi.json` has it.
+pub(super) fn described() -> Vec<(String, Json)> {
+    let shown = |about: &str| json!({ "description": about });
+    let problem = |about: &str| {
+        json!({ "description": about, "content": { "application/json": {
+            "schema": { "$ref": "#/components/schemas/Error" },
+        } } })
+    };
+    let stream = json!({
+        "name": "stream", "in": "path", "required": true, "schema": { "type": "string" },
+    });
+    let limit = json!({
+        "name": "limit", "in": "query", "description": "Letters that are listed.",
+        "schema": { "type": "integer", "minimum": 0, "maximum": dead::SHOWN_MAX },
+    });
+    let node = json!({
+        "name": "node", "in": "query", "required": true,
+        "description": "`source.NAME`, `stream.NAME`, `group.NAME` or `sink.NAME`.",
+        "schema": { "type": "string" },
+    });
+    let guarded = |id: &str, summary: &str, parameters: Json| {
+        json!({
+            "operationId": id, "summary": summary, "parameters": parameters,
+            "responses": {
+                "200": shown("Here it is."),
+                "400": problem("It is not asked for as described here."),
+                "403": problem("It is not for pages of other sites."),
+                "404": problem("No stream has this name."),
+                "429": problem("Too many requests are under way."),
+                "503": problem("The stream cannot be reached; Retry-After says when to ask again."),
+            },
+        })
+    };
+    let act = |what: &str, summary: &str| {
+        let mut act = guarded(&format!("{what}_dead"), summary, json!([stream]));
+        act["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": {
+            "oneOf": [
+                { "type": "object", "required": ["ids"], "additionalProperties": false,
+                  "properties": { "ids": { "type": "array", "minItems": 1,
+                      "items": { "type": "string", "format": "uuid" } } } },
+                { "type": "object", "required": ["all"], "additionalProperties": false,
+                  "properties": { "all": { "const": true } } },
+            ],
+        } } } });
+        act["responses"]["408"] = problem("The body took too long.");
+        act["responses"]["413"] = problem("The body is too large.");
+        act["responses"]["415"] = problem("The Content-Type is not application/json.");
+        json!({ "post": act })
+    };
+    let open = |summary: &str, media: &str| {
+        json!({ "get": { "summary": summary, "responses": {
+            "200": { "description": "Here it is.", "content": { media: {} } },
+            "503": shown("The process is stopping, or too many look."),
+        } } })
+    };
+    let dead = "/api/streams/{stream}/dead";
+    let list = guarded("list_dead", "The oldest dead letters of a stream.", json!([stream, limit]));
+    let events = "Events that passed a component while somebody looked: a sample.";
+    let events = guarded("events", events, json!([node]));
+    let state = "Everything that the status page shows: components, how events get from one to \
+                 the next, how each of them is. Times are microseconds since 1970.";
+    let live = "The same as server-sent events: `state` at first and when the topology changes, \
+                `tick` with what changes all the time, every second and when a component fails.";
+    [
+        ("/api/state".to_owned(), open(state, "application/json")),
+        ("/api/live".to_owned(), open(live, "text/event-stream")),
+        ("/api/events".to_owned(), json!({ "get": events })),
+        (dead.to_owned(), json!({ "get": list })),
+        (format!("{dead}/replay"), act("replay", "Puts dead letters back, each for its group.")),
+        (format!("{dead}/drop"), act("drop", "Forgets dead letters.")),
+    ]
+    .into()
 }
 
 /// Where Jaeger shows the traces: what `JAEGER_URL` says, else beside the collector at its usual

@@ -90,7 +90,7 @@ pub fn start(
     let guard = Guard::new(http);
     let topology = editions.borrow().topology.clone();
     let queries = Queries::new(&topology, guard.clone(), board.clone())?;
-    let intake = Intake::new(&topology, guard.clone(), board, |room, name| part.has(room, name));
+    let intake = Intake::new(&topology, guard, board, |room, name| part.has(room, name));
     let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
     let needed = sources.flat_map(|source| {
         let (own, to) = (Room::Source.noun(), Room::Stream.noun());
@@ -101,7 +101,7 @@ pub fn start(
     let (supervisor, board) = (supervisor.clone(), board.clone());
     let served = Served { editions, supervisor, board, intake, queries, needed, requested };
     let served = web::Data::new(served);
-    let inside = web::Data::new(Inside::start(&served, guard));
+    let inside = web::Data::new(Inside::start(&served));
     let (tls, all) = (http.tls.as_ref(), http.admin.is_none());
     let mut handles =
         vec![listen(&http.listen, tls, Side { inside: all, intake: true }, &served, &inside)?];

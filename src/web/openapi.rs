@@ -32,6 +32,9 @@ pub fn describe(intake: &Intake, queries: &Queries, inside: bool) -> Json {
         let get = json!({ "summary": summary, "responses": Map::from_iter(answers) });
         paths.insert(path.to_owned(), json!({ "get": get }));
     }
+    if inside {
+        paths.extend(super::inside::described());
+    }
     let mut api = json!({
         "openapi": "3.1.0",
         "info": { "title": "Aqueduct", "version": env!("CARGO_PKG_VERSION") },

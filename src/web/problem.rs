@@ -38,8 +38,8 @@ impl Problem {
         )
     }
 
-    /// 403: it comes from a page of somebody else's.
-    pub fn foreign(error: impl Into<String>) -> Self {
+    /// 403: whoever asks, it is not to be done for them.
+    pub fn forbidden(error: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, error)
     }
 

@@ -11,6 +11,7 @@ use crate::spec::Room;
 use crate::stream::{GroupStatus, StreamStatus};
 use crate::telemetry::board::{Board, Component, State as Doing, Trouble};
 use crate::telemetry::metrics::{GroupLabels, process};
+use crate::topology::Tracing;
 use crate::topology::edition::Edition;
 use crate::topology::graph::{Placed, place};
 use crate::topology::promise::routes;
@@ -24,9 +25,13 @@ pub struct Seen {
     pub queries: Vec<Trouble>,
 }
 
+/// Where the traces of a topology are shown.
+pub type FindJaeger = Box<dyn Fn(Option<&Tracing>) -> Option<String>>;
+
 /// Makes states, one after the other.
 pub struct Builder {
     board: Arc<Board>,
+    jaeger: FindJaeger,
     about: About,
     shape: u64,
     edition: Arc<Edition>,
@@ -39,14 +44,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A builder that knows no rates yet. `token`: events and actions ask for one. `jaeger`: where
-    /// traces are shown.
-    pub fn new(
-        board: Arc<Board>,
-        edition: Arc<Edition>,
-        token: bool,
-        jaeger: Option<String>,
-    ) -> Self {
+    /// A builder that knows no rates yet. `jaeger`: where the traces of a topology are shown.
+    pub fn new(board: Arc<Board>, edition: Arc<Edition>, jaeger: FindJaeger) -> Self {
         let about = About {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             file: edition.topology.file.display().to_string(),
@@ -55,8 +54,8 @@ impl Builder {
             generation: edition.generation,
             since_us: edition.since_us,
             refused: None,
-            token,
-            jaeger,
+            token: false,
+            jaeger: None,
             service: None,
             promises: Vec::new(),
         };
@@ -64,6 +63,7 @@ impl Builder {
         let (settings, rates) = (Vec::new(), Rates::default());
         let mut builder = Self {
             board,
+            jaeger,
             about,
             shape: 0,
             edition: edition.clone(),
@@ -95,6 +95,9 @@ impl Builder {
             .refused
             .as_ref()
             .map(|it| Refused { time_us: it.time_us, faults: it.faults.clone() });
+        let asked = topology.http.as_ref().is_some_and(|http| !http.tokens.is_empty());
+        self.about.token = asked;
+        self.about.jaeger = (self.jaeger)(topology.tracing.as_ref());
         self.about.service = topology.tracing.as_ref().map(|tracing| tracing.service.clone());
         self.about.promises = routes(topology).iter().map(ToString::to_string).collect();
         self.edition = edition;
