@@ -144,7 +144,7 @@ impl Taps {
         &self,
         node: &str,
         passed: &'static str,
-        events: impl DoubleEndedIterator<Item = &'e Event>,
+        mut events: impl DoubleEndedIterator<Item = &'e Event>,
     ) {
         let now_us = now_us();
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,7 +155,7 @@ impl Taps {
         if kept.back().is_some_and(|last| now_us - last.seen_us < APART_US) {
             return;
         }
-        let Some(event) = events.rev().next() else { return };
+        let Some(event) = events.next_back() else { return };
         let sample = Sample::new(event, passed, now_us);
         // A stream's events are seen when they come and when they go.
         if kept.iter().any(|known| known.id == sample.id && known.passed != passed) {
