@@ -403,8 +403,9 @@ fn screenshots() {
         }
     }
     browser.look(1440, 900, "light");
+    std::thread::sleep(Duration::from_secs(1));
     browser.click(&node("group.logs_to_db"));
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(4));
     browser.picture(&folder.join("page-node-light.png"));
     browser.press("Escape");
     redis.kill();

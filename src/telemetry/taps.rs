@@ -191,7 +191,7 @@ mod tests {
         let seen = taps.look("stream.s");
         assert_eq!(seen.len(), 1, "no more than a few a second: {seen:?}");
         assert_eq!((seen[0].bytes, &*seen[0].body), (3000, &*"x".repeat(BODY_BYTES_MAX)));
-        assert_eq!(taps.look("source.input"), seen);
+        assert_eq!(taps.look("source.input")[0].id, seen[0].id);
     }
 
     #[test]

@@ -16,7 +16,8 @@ export const keep = (text) => sessionStorage.setItem(KEY, text);
 export async function ask(path, body) {
   if (needed && !token()) throw new NeedsToken("");
   const headers = {};
-  if (token()) headers.Authorization = "Bearer " + token();
+  const used = token();
+  if (used) headers.Authorization = "Bearer " + used;
   const options = { headers, cache: "no-store" };
   if (body !== undefined) {
     options.method = "POST";
@@ -30,9 +31,10 @@ export async function ask(path, body) {
     throw new Error("the server does not answer");
   }
   if (answer.status === 401) {
-    const wrong = token() !== null;
+    // Somebody may have given another one while this was under way.
+    if (token() && token() !== used) return ask(path, body);
     sessionStorage.removeItem(KEY);
-    throw new NeedsToken(wrong ? "that is not the token" : "");
+    throw new NeedsToken(used ? "that is not the token" : "");
   }
   const said = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(said.error ?? "the server answered " + answer.status);
