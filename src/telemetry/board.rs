@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::spec::Room;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{ComponentLabels, Metrics};
 use crate::telemetry::traces::Traces;
 
 /// What an actor is at.
@@ -35,16 +35,19 @@ pub struct Component {
     pub name: Arc<str>,
     /// Its number among the actors of that table, from 1.
     pub number: u64,
-    /// The kind of its plug-in.
-    pub kind: &'static str,
+    kind: Mutex<&'static str>,
     state: watch::Sender<State>,
     restarts: AtomicU64,
     last_error: Mutex<Option<LastError>>,
     exit: Mutex<Option<anyhow::Result<()>>>,
     progress: AtomicBool,
     spent: AtomicBool,
+    was_up: AtomicBool,
+    renewal: Mutex<CancellationToken>,
     /// Asks it to drain and stop.
     pub stop: CancellationToken,
+    /// Ends it where it stands: it did not stop in time.
+    pub abort: CancellationToken,
     /// It has stopped for good.
     pub done: CancellationToken,
 }
@@ -64,20 +67,56 @@ impl Component {
             room,
             name: name.clone(),
             number,
-            kind,
+            kind: Mutex::new(kind),
             state: watch::Sender::new(State::Starting),
             restarts: AtomicU64::new(0),
             last_error: Mutex::new(None),
             exit: Mutex::new(None),
             progress: AtomicBool::new(false),
             spent: AtomicBool::new(false),
+            was_up: AtomicBool::new(false),
+            renewal: Mutex::default(),
             stop: CancellationToken::new(),
+            abort: CancellationToken::new(),
             done: CancellationToken::new(),
         }
     }
 
+    /// The kind of its plug-in.
+    pub fn kind(&self) -> &'static str {
+        *self.kind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the actor to begin a new life, with a new spec, as soon as what it is at is done:
+    /// mailbox and addresses stay valid, and it is no restart after a failure.
+    pub fn renew(&self, kind: &'static str) {
+        *self.kind.lock().unwrap_or_else(PoisonError::into_inner) = kind;
+        self.renewal().cancel();
+    }
+
+    /// Cancelled once a new life is wanted. Each life has its own.
+    pub fn renewal(&self) -> CancellationToken {
+        self.renewal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a new life is wanted; that wish is fulfilled now.
+    pub fn take_renewal(&self) -> bool {
+        let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = renewal.is_cancelled();
+        if wanted {
+            *renewal = CancellationToken::new();
+        }
+        wanted
+    }
+
+    /// Whether it ever worked.
+    pub fn was_up(&self) -> bool {
+        self.was_up.load(Ordering::Relaxed)
+    }
+
     /// The actor is ready to work.
     pub fn up(&self) {
+        self.was_up.store(true, Ordering::Relaxed);
         self.state.send_replace(State::Up);
     }
 
@@ -184,6 +223,13 @@ impl Board {
         let component = Arc::new(Component::new(room, name, number, kind));
         self.components.write().unwrap_or_else(PoisonError::into_inner).push(component.clone());
         component
+    }
+
+    /// Wipes the line of what has stopped for good, and what it said of itself.
+    pub fn remove(&self, gone: &Arc<Component>) {
+        let mut components = self.components.write().unwrap_or_else(PoisonError::into_inner);
+        components.retain(|component| !Arc::ptr_eq(component, gone));
+        self.metrics.up.remove(&ComponentLabels { component: gone.to_string() });
     }
 
     /// Every line.

@@ -82,7 +82,7 @@ impl Intake {
     }
 
     /// Who guards them.
-    pub fn guard(&self) -> &Guard {
+    pub fn guard(&self) -> &Arc<Guard> {
         &self.guard
     }
 

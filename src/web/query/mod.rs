@@ -20,9 +20,11 @@ use self::cache::Cache;
 use self::flight::Flights;
 use super::guard::{Guard, Pass};
 use super::problem::Problem;
+use crate::sink::SinkSpec;
 use crate::sink::query::{Ask, Reader, Unanswered};
 use crate::telemetry::board::{Board, Trouble};
 use crate::telemetry::metrics::{QueryLabels, QueryStatusLabels};
+use crate::topology::compare::same_sink;
 use crate::topology::{QuerySpec, Topology};
 
 /// How long a database may take to say that it is there.
@@ -40,6 +42,7 @@ pub struct Queries {
 /// One of them.
 struct Query {
     spec: QuerySpec,
+    sink: SinkSpec,
     reader: Arc<dyn Reader>,
     /// Tells its rows from those of others.
     identity: String,
@@ -52,20 +55,33 @@ struct Query {
 }
 
 impl Queries {
-    /// The queries of a topology. Errs when a sink's rows cannot be read at all.
-    pub fn new(topology: &Topology, guard: Arc<Guard>, board: Arc<Board>) -> Result<Self> {
+    /// The queries of a topology; those that are as they were in `before` go on with what they
+    /// have open. Errs when a sink's rows cannot be read at all.
+    pub fn new(
+        topology: &Topology,
+        guard: Arc<Guard>,
+        board: Arc<Board>,
+        before: Option<&Queries>,
+    ) -> Result<Self> {
         let mut readers: HashMap<&str, Arc<dyn Reader>> = HashMap::new();
         let mut by_path = HashMap::new();
         for spec in &topology.queries {
             // The check of the topology lets no other sink be queried.
             let Some(sink) = topology.sink(&spec.sink) else { continue };
             let Some(open) = sink.kind.reader else { continue };
-            let reader = match readers.get(&*spec.sink) {
-                Some(reader) => reader.clone(),
-                None => open(sink)?,
+            let known = before.into_iter().flat_map(|before| before.by_path.values());
+            let mut known = known.filter(|query| same_sink(&query.sink, sink));
+            if let Some(same) = known.clone().find(|query| query.spec == *spec) {
+                by_path.insert(spec.path.clone(), same.clone());
+                continue;
+            }
+            let reader = match (readers.get(&*spec.sink), known.next()) {
+                (Some(reader), _) => reader.clone(),
+                (None, Some(query)) => query.reader.clone(),
+                (None, None) => open(sink)?,
             };
             readers.insert(&spec.sink, reader.clone());
-            by_path.insert(spec.path.clone(), Arc::new(Query::new(spec, reader)));
+            by_path.insert(spec.path.clone(), Arc::new(Query::new(spec, sink, reader)));
         }
         Ok(Self { guard, board, by_path })
     }
@@ -144,11 +160,12 @@ impl Queries {
 }
 
 impl Query {
-    fn new(spec: &QuerySpec, reader: Arc<dyn Reader>) -> Self {
+    fn new(spec: &QuerySpec, sink: &SinkSpec, reader: Arc<dyn Reader>) -> Self {
         let order = spec.order.as_deref().unwrap_or_default();
         let identity = format!("{} by {order} of {}", spec.name, reader.identity());
         Self {
             spec: spec.clone(),
+            sink: sink.clone(),
             reader,
             identity,
             cache: spec.cache.as_ref().map(|cache| Cache::new(&spec.name, cache)),

@@ -1,13 +1,17 @@
 //! `aqueduct run FILE`
 
+mod edits;
+mod watcher;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use actix::{Actor, Addr};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use self::edits::Edits;
 use super::{Wrong, body_line, idle, load, open, site};
 use crate::actor::Shared;
 use crate::actor::message::Drain;
@@ -21,10 +25,13 @@ use crate::telemetry::traces::export::Exporter;
 use crate::topology::Topology;
 use crate::topology::edition::Edition;
 use crate::topology::promise::routes;
-use crate::web;
+use crate::web::Server;
 
 /// Dead letters that `--until-idle` prints for each stream; the rest is counted.
 const DEAD_PRINTED_MAX: usize = 20;
+
+/// Edits that may be asked for at once, over HTTP.
+const REQUESTS_MAX: usize = 16;
 
 /// Run a topology.
 #[derive(Debug, clap::Args)]
@@ -81,21 +88,36 @@ async fn running(
         (0..topology.runtime.threads.max(1)).map(|_| actix_rt::Arbiter::new()).collect();
     let handles = arbiters.iter().map(actix_rt::Arbiter::handle).collect();
     let (editions, edition) = watch::channel(Arc::new(Edition::first(topology.clone())));
-    let supervisor = Supervisor::new(editions, part.clone(), shared.clone(), handles).start();
-    let server = match &topology.http {
-        Some(http) => Some(web::start(http, edition, &part, &supervisor, &shared.board)?),
-        None => None,
-    };
+    let editions = Arc::new(editions);
+    shared.board.metrics.generation.set(1);
+    let supervisor =
+        Supervisor::new(editions.clone(), part.clone(), shared.clone(), handles).start();
+    let (reloads, mut asked) = mpsc::channel(REQUESTS_MAX);
+    if until_idle {
+        asked.close(); // a run to an end has the one it began with
+    }
+    let board = shared.board.clone();
+    let mut server = Server::new(edition, part.clone(), supervisor.clone(), board, reloads);
+    let prepared = server.prepare(&topology).map_err(|faults| anyhow!("{faults}"))?;
+    server.apply(prepared).await?;
     show_what_to_look_at(&topology, &part, file);
 
+    let mut edits = Edits {
+        file,
+        part: &part,
+        editions: &editions,
+        supervisor: &supervisor,
+        board: &shared.board,
+        server,
+    };
     let outcome = tokio::select! {
         () = signals.next() => Ok(()),
+        never = edits.apply(asked), if !until_idle => never,
         idle = idle::idle(&supervisor, &shared.board, &topology, &part), if until_idle => idle,
     };
     drain(&supervisor, &mut signals).await?;
-    if let Some(server) = server {
-        server.stop().await;
-    }
+    edits.server.stop().await;
+    let topology = editions.borrow().topology.clone();
     let totals = idle::counts(&shared.board, &topology);
     tracing::info!(published = totals.published, stored = totals.stored, "stopped");
     if until_idle {
@@ -148,19 +170,24 @@ impl Signals {
 
 /// `--only` names sources and groups that there are.
 fn check_part(topology: &Topology, part: &Part) -> Result<()> {
-    let sources = topology.sources.iter().map(|source| (Room::Source, &source.name));
-    let groups = topology.groups.iter().map(|group| (Room::Group, &group.name));
-    let known: Vec<String> =
-        sources.chain(groups).map(|(room, name)| format!("{}.{name}", room.noun())).collect();
-    for only in &part.only {
-        if !known.contains(only) {
-            bail!(Wrong::Usage(format!(
-                "--only {only} names nothing (this file has {})",
-                known.join(", ")
-            )));
-        }
+    if let Some(only) = names_nothing(topology, part) {
+        let known = parts(topology).join(", ");
+        bail!(Wrong::Usage(format!("--only {only} names nothing (this file has {known})")));
     }
     Ok(())
+}
+
+/// What `--only` names and the file does not have.
+fn names_nothing<'a>(topology: &Topology, part: &'a Part) -> Option<&'a str> {
+    let known = parts(topology);
+    part.only.iter().find(|only| !known.contains(only)).map(String::as_str)
+}
+
+/// What `--only` may name.
+fn parts(topology: &Topology) -> Vec<String> {
+    let sources = topology.sources.iter().map(|source| (Room::Source, &source.name));
+    let groups = topology.groups.iter().map(|group| (Room::Group, &group.name));
+    sources.chain(groups).map(|(room, name)| format!("{}.{name}", room.noun())).collect()
 }
 
 /// `--until-idle` needs an end of everything that runs.
