@@ -93,7 +93,7 @@ pub struct Inspect;
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Applied, Faults>")]
 pub struct Reload {
-    /// The file as it is now, checked.
+    /// The file as it is now, checked. Sources that stay have the doors they had.
     pub topology: Topology,
 }
 

@@ -13,7 +13,7 @@ use super::crew::{Begun, Crew};
 use super::message::Status;
 use crate::spec::Room;
 use crate::telemetry::board::Component;
-use crate::topology::compare::{Leaving, at_start_only, leaving, same_source};
+use crate::topology::compare::{Leaving, at_start_only, leaving};
 use crate::topology::{Faults, Topology};
 
 /// How long what an edit stops may take to drain before it is given up.
@@ -83,20 +83,17 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Has `new` run. Answers what runs now, and what that changed; where it errs, all runs as
-    /// before.
-    pub async fn apply(&self, new: &Topology) -> Result<(Topology, Changes), Faults> {
-        let mut new = new.clone();
-        let said = at_start_only(&self.old, &new)?;
-        keep_doors(&self.old, &mut new);
-        let mut leaving = self.leaving(&new);
+    /// Has `new` run. Answers what that changed; where it errs, all runs as before.
+    pub async fn apply(&self, new: &Topology) -> Result<Changes, Faults> {
+        let said = at_start_only(&self.old, new)?;
+        let mut leaving = self.leaving(new);
         for group in &leaving {
-            self.look(group, &new, EMPTY_SOON).await?;
+            self.look(group, new, EMPTY_SOON).await?;
         }
         let depths = depths(&self.old);
         leaving.sort_by_key(|group| depths.get(group.stream.as_str()).copied());
 
-        let surplus = self.crew().surplus(&new);
+        let surplus = self.crew().surplus(new);
         let mut stopped = Vec::new();
         let sources: Vec<_> = surplus.sources.iter().map(|(source, _)| source.clone()).collect();
         self.stop(sources, &mut stopped).await;
@@ -106,7 +103,7 @@ impl Reload {
                 members.into_iter().partition(|(_, to)| to.as_deref() == Some(&group.stream));
             members = others;
             self.stop(components(writers), &mut stopped).await;
-            if let Err(faults) = self.emptied(group, &new).await {
+            if let Err(faults) = self.emptied(group, new).await {
                 self.begin(&self.old);
                 return Err(faults);
             }
@@ -114,11 +111,11 @@ impl Reload {
         self.stop(components(members), &mut stopped).await;
         self.stop(surplus.ends, &mut stopped).await;
         let mut changes = Changes::default();
-        changes.add(stopped, self.begin(&new));
+        changes.add(stopped, self.begin(new));
         let file = new.file.display().to_string();
         changes.notes =
             said.iter().map(|it| crate::topology::Shown(&file, it).to_string()).collect();
-        Ok((new, changes))
+        Ok(changes)
     }
 
     fn crew(&self) -> MutexGuard<'_, Crew> {
@@ -217,16 +214,6 @@ impl Reload {
 
 fn components<T>(list: Vec<(Arc<Component>, T)>) -> Vec<Arc<Component>> {
     list.into_iter().map(|(component, _)| component).collect()
-}
-
-/// A source that stays as it is keeps its door: its actor stands behind that one.
-fn keep_doors(old: &Topology, new: &mut Topology) {
-    for source in &mut new.sources {
-        let before = old.sources.iter().find(|before| same_source(before, source));
-        if let Some(before) = before {
-            source.door = before.door.clone();
-        }
-    }
 }
 
 /// How many groups lie before each stream, at most: no stream is written by a later one.

@@ -214,9 +214,9 @@ impl Handler<Reload> for Supervisor {
             let stops = || Faults::whole(&file, "not applied: the process is stopping".to_owned());
             let crew = crew.filter(|_| !stopping.is_cancelled()).ok_or_else(stops)?;
             let reload = reload::Reload { crew, old: running.topology.clone(), stopping };
-            let (topology, changes) = reload.apply(&edit.topology).await?;
-            forget(metrics, &running.topology, &topology);
-            let edition = Arc::new(running.next(Arc::new(topology)));
+            let changes = reload.apply(&edit.topology).await?;
+            forget(metrics, &running.topology, &edit.topology);
+            let edition = Arc::new(running.next(Arc::new(edit.topology)));
             editions.send_replace(edition.clone());
             Ok(Applied { edition, changes })
         })

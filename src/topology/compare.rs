@@ -17,6 +17,16 @@ pub fn same_source(a: &SourceSpec, b: &SourceSpec) -> bool {
         && a.values == b.values
 }
 
+/// A source that stays as it is keeps its door: its actor stands behind that one.
+pub fn keep_doors(old: &Topology, new: &mut Topology) {
+    for source in &mut new.sources {
+        let before = old.sources.iter().find(|before| same_source(before, source));
+        if let Some(before) = before {
+            source.door = before.door.clone();
+        }
+    }
+}
+
 /// Whether two sinks are the same.
 pub fn same_sink(a: &SinkSpec, b: &SinkSpec) -> bool {
     a.name == b.name && a.kind.name == b.kind.name && a.values == b.values

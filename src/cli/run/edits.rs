@@ -17,6 +17,7 @@ use crate::actor::supervisor::{Part, Supervisor};
 use crate::telemetry::board::Board;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::ReloadLabels;
+use crate::topology::compare::keep_doors;
 use crate::topology::edition::Edition;
 use crate::topology::{Faults, Topology};
 use crate::web::Server;
@@ -103,7 +104,8 @@ impl Edits<'_> {
         let shown = file.display().to_string();
         let loading = tokio::task::spawn_blocking(move || Topology::load(&file));
         let loaded = loading.await.map_err(|error| Faults::whole(&shown, error.to_string()))?;
-        let topology = loaded?;
+        let mut topology = loaded?;
+        keep_doors(&self.editions.borrow().topology, &mut topology);
         if let Some(only) = names_nothing(&topology, self.part) {
             let message = format!("the process runs --only {only}, which is not in it any more");
             return Err(Faults::whole(&shown, message));
