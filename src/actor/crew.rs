@@ -20,7 +20,9 @@ use crate::source::SourceSpec;
 use crate::spec::Room;
 use crate::stream::{GroupSpec, StreamSpec};
 use crate::telemetry::board::Component;
-use crate::topology::compare::{same_group, same_groups, same_sink, same_source, same_stream};
+use crate::topology::compare::{
+    same_group, same_groups, same_place, same_sink, same_source, same_stream,
+};
 use crate::topology::{Topology, needs_http};
 
 /// An actor that runs, and what it was made from.
@@ -227,6 +229,9 @@ impl Crew {
         if let Some(running) = self.streams.get(&spec.name) {
             let before = running.spec.get();
             if !same_stream(&before.spec, spec) || !same_groups(&before.spec, spec) {
+                if !same_place(&before.spec, spec) {
+                    running.component.moved();
+                }
                 running.spec.set(part.clone());
                 running.component.renew(spec.kind.name);
                 begun.renewed.push(running.component.to_string());

@@ -109,7 +109,12 @@ impl Component {
         wanted
     }
 
-    /// Whether it ever worked.
+    /// It is to work somewhere else: that it worked tells nothing of there.
+    pub fn moved(&self) {
+        self.was_up.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it ever worked where it is.
     pub fn was_up(&self) -> bool {
         self.was_up.load(Ordering::Relaxed)
     }

@@ -56,7 +56,7 @@ pub fn same_groups(a: &StreamSpec, b: &StreamSpec) -> bool {
 }
 
 /// Whether events of one stream are found in the other: they are one place, read in one way.
-fn same_place(a: &StreamSpec, b: &StreamSpec) -> bool {
+pub fn same_place(a: &StreamSpec, b: &StreamSpec) -> bool {
     let others = |spec: &StreamSpec| {
         let own = spec.values.iter().filter(|(key, _)| *key != "url" && *key != "queue_type");
         own.map(|(key, value)| (key, value.clone())).collect::<Vec<_>>()
