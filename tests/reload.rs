@@ -1,6 +1,8 @@
 //! An edit of the topology file while it runs: what changed changes, what did not never notices,
 //! and a bad edit changes nothing.
 
+#[path = "support/collector.rs"]
+mod collector;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/servers.rs"]
@@ -11,6 +13,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
+use collector::Collector;
 use process::{Place, Request, Running, eventually, free_port, lines};
 use servers::{Postgres, Rabbit, Redis};
 
@@ -499,5 +502,36 @@ fn only_a_part_of_the_file_runs_and_the_rest_is_no_concern_of_it() {
     eventually("the refusal", || {
         readiness(&running)["refused"].to_string().contains("--only source.a-in")
     });
+    assert!(running.stop().success());
+}
+
+#[test]
+fn tracing_is_turned_on_and_off_and_to_another_collector() {
+    let collectors = [Collector::start(free_port()), Collector::start(free_port())];
+    let base = format!(
+        "{HEAD}\n[source.numbers]\nkind = \"publisher\"\nto = \"a\"\nrate = \"200/s\"\n[stream.a]\n\
+         [group.a]\nfrom = \"a\"\nto = \"out\"\n[sink.out]\nkind = \"file\"\npath = \"a.out\"\n"
+    );
+    let with = |collector: &Collector, sample: &str| {
+        let url = format!("http://127.0.0.1:{}", collector.port);
+        format!("{base}[tracing]\notlp = \"{url}\"\nsample = \"{sample}\"\n")
+    };
+    let place = Place::new(&base);
+    let running = place.start();
+    healthy(&running);
+    edit(&place, &running, &with(&collectors[0], "all"), 2);
+    eventually("spans", || !collectors[0].named("write a.out").is_empty());
+    edit(&place, &running, &with(&collectors[0], "none"), 3);
+    let quiet = || {
+        let before = collectors[0].count();
+        std::thread::sleep(Duration::from_millis(1500));
+        collectors[0].count() == before
+    };
+    eventually("no more of them", quiet);
+    edit(&place, &running, &with(&collectors[1], "all"), 4);
+    eventually("spans elsewhere", || !collectors[1].named("send a").is_empty());
+    assert!(quiet());
+    edit(&place, &running, &base, 5);
+    assert_eq!(running.metric("aqueduct_restarts_total", ""), 0.0);
     assert!(running.stop().success());
 }

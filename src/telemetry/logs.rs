@@ -15,7 +15,7 @@ pub type SpanLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// Starts the log with `filter` (`"info"`, `"aqueduct=debug,info"`), which the caller has checked,
 /// and hands spans to `spans`. A second call changes nothing: the first log goes on.
-pub fn start(filter: &str, json: bool, spans: Option<SpanLayer>) {
+pub fn start(filter: &str, json: bool, spans: SpanLayer) {
     let (filter, handle) = reload::Layer::new(filter_of(filter));
     let lines = fmt::layer()
         .with_writer(std::io::stderr)

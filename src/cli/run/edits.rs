@@ -17,9 +17,10 @@ use crate::actor::supervisor::{Part, Supervisor};
 use crate::telemetry::board::Board;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::ReloadLabels;
+use crate::telemetry::traces::export::Exporter;
 use crate::topology::compare::keep_doors;
 use crate::topology::edition::Edition;
-use crate::topology::{Faults, Topology};
+use crate::topology::{Faults, Topology, Tracing};
 use crate::web::Server;
 
 /// What edits are applied to.
@@ -36,6 +37,8 @@ pub struct Edits<'a> {
     pub board: &'a Board,
     /// What listens.
     pub server: Server,
+    /// What sends spans.
+    pub exporter: &'a mut Option<Exporter>,
 }
 
 /// Somebody who asked for an edit, and waits for what became of it.
@@ -105,7 +108,8 @@ impl Edits<'_> {
         let loading = tokio::task::spawn_blocking(move || Topology::load(&file));
         let loaded = loading.await.map_err(|error| Faults::whole(&shown, error.to_string()))?;
         let mut topology = loaded?;
-        keep_doors(&self.editions.borrow().topology, &mut topology);
+        let running = self.editions.borrow().clone();
+        keep_doors(&running.topology, &mut topology);
         if let Some(only) = names_nothing(&topology, self.part) {
             let message = format!("the process runs --only {only}, which is not in it any more");
             return Err(Faults::whole(&shown, message));
@@ -120,7 +124,31 @@ impl Edits<'_> {
         if let Err(error) = self.server.apply(prepared).await {
             applied.changes.notes.push(format!("[http] is not served as the file asks: {error:#}"));
         }
+        self.trace(running.topology.tracing.as_ref(), &mut applied);
         logs::filter(&applied.edition.topology.runtime.log);
         Ok(applied)
+    }
+
+    /// Has spans go where the edit wants them.
+    fn trace(&mut self, before: Option<&Tracing>, applied: &mut Applied) {
+        let Topology { tracing, runtime, .. } = &*applied.edition.topology;
+        if before == tracing.as_ref() {
+            return;
+        }
+        let Board { traces, metrics, .. } = self.board;
+        let rest = |it: &Tracing| (it.otlp.clone(), it.service.clone());
+        if let (Some(before), Some(wanted)) = (before, tracing)
+            && rest(before) == rest(wanted)
+        {
+            return traces.sample(wanted.sample);
+        }
+        match traces.turn(tracing.as_ref(), &runtime.instance, metrics) {
+            Ok(exporter) => {
+                if let Some(old) = std::mem::replace(self.exporter, exporter) {
+                    tokio::task::spawn_blocking(|| old.stop()); // what is in its queue, it sends
+                }
+            }
+            Err(error) => applied.changes.notes.push(format!("{error:#}")),
+        }
     }
 }

@@ -20,7 +20,7 @@ use crate::event::now_us;
 use crate::spec::Room;
 use crate::telemetry::board::Board;
 use crate::telemetry::logs;
-use crate::telemetry::traces::Traces;
+use crate::telemetry::metrics::ReloadLabels;
 use crate::telemetry::traces::export::Exporter;
 use crate::topology::Topology;
 use crate::topology::edition::Edition;
@@ -54,24 +54,25 @@ pub fn run(args: Args) -> Result<()> {
     if args.until_idle {
         check_finite(&topology, &part)?;
     }
-    let (board, exporter) = board(&topology)?;
+    let board = Board::default();
+    let (tracing, instance) = (topology.tracing.as_ref(), &topology.runtime.instance);
+    let exporter = board.traces.turn(tracing, instance, &board.metrics)?;
     logs::start(&topology.runtime.log, topology.runtime.log_json, board.traces.layer());
     eprint!("{}", topology.warnings_text());
-    let running = running(Arc::new(topology), part, args.until_idle, &args.file, Arc::new(board));
+    let mut exporter = exporter;
+    let running = running(
+        Arc::new(topology),
+        part,
+        args.until_idle,
+        &args.file,
+        Arc::new(board),
+        &mut exporter,
+    );
     let ended = actix_rt::System::new().block_on(running);
     if let Some(exporter) = exporter {
         exporter.stop();
     }
     ended
-}
-
-/// What actors write on, and what sends their spans away.
-fn board(topology: &Topology) -> Result<(Board, Option<Exporter>)> {
-    let mut board = Board::default();
-    let Some(tracing) = &topology.tracing else { return Ok((board, None)) };
-    let (traces, exporter) = Traces::start(tracing, &topology.runtime.instance, &board.metrics)?;
-    board.traces = traces;
-    Ok((board, Some(exporter)))
 }
 
 async fn running(
@@ -80,6 +81,7 @@ async fn running(
     until_idle: bool,
     file: &std::path::Path,
     board: Arc<Board>,
+    exporter: &mut Option<Exporter>,
 ) -> Result<()> {
     let mut signals = Signals::new()?;
     let started_us = now_us();
@@ -90,6 +92,10 @@ async fn running(
     let (editions, edition) = watch::channel(Arc::new(Edition::first(topology.clone())));
     let editions = Arc::new(editions);
     shared.board.metrics.generation.set(1);
+    for result in ["applied", "refused"] {
+        // They are there from the start on, so that a first one is seen as a rise.
+        shared.board.metrics.reloads.get_or_create_owned(&ReloadLabels { result });
+    }
     let supervisor =
         Supervisor::new(editions.clone(), part.clone(), shared.clone(), handles).start();
     let (reloads, mut asked) = mpsc::channel(REQUESTS_MAX);
@@ -109,6 +115,7 @@ async fn running(
         supervisor: &supervisor,
         board: &shared.board,
         server,
+        exporter,
     };
     let outcome = tokio::select! {
         () = signals.next() => Ok(()),

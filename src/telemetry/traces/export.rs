@@ -3,9 +3,9 @@
 //! does not fit is dropped and counted, and said once until it works again.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -35,7 +35,6 @@ const EXPORT_WAIT: Duration = Duration::from_secs(5);
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
 /// Where spans go that have ended.
-#[derive(Clone)]
 pub struct Queue {
     spans: mpsc::Sender<SpanData>,
     dropped: Counter,
@@ -59,14 +58,32 @@ impl Queue {
     }
 }
 
-impl fmt::Debug for Queue {
+/// The way to the queue that is used now, if one is.
+#[derive(Clone, Default)]
+pub struct Way(Arc<RwLock<Option<Queue>>>);
+
+impl Way {
+    /// Puts a span into the queue, where there is one.
+    pub fn put(&self, span: SpanData) {
+        if let Some(queue) = &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            queue.put(span);
+        }
+    }
+
+    /// From now on spans go there.
+    pub fn turn(&self, queue: Option<Queue>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = queue;
+    }
+}
+
+impl fmt::Debug for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Queue")
+        f.write_str("Way")
     }
 }
 
 /// Spans that the tracer made, from `tracing`'s.
-impl SpanProcessor for Queue {
+impl SpanProcessor for Way {
     fn on_start(&self, _: &mut opentelemetry_sdk::trace::Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
