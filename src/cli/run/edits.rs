@@ -27,6 +27,8 @@ use crate::web::Server;
 pub struct Edits<'a> {
     /// The topology file.
     pub file: &'a Path,
+    /// Tells when it is another one.
+    pub watcher: &'a mut Watcher,
     /// What of it runs here.
     pub part: &'a Part,
     /// What runs.
@@ -48,11 +50,10 @@ impl Edits<'_> {
     /// Applies edit after edit. Errs only where signals cannot be listened for.
     pub async fn apply(&mut self, mut asked: mpsc::Receiver<Asked>) -> Result<()> {
         let mut hangups = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
-        let mut watcher = Watcher::new(self.file);
         loop {
             let watched = self.editions.borrow().topology.runtime.watch;
             let who = tokio::select! {
-                () = watcher.changed(), if watched => None,
+                () = self.watcher.changed(), if watched => None,
                 _ = hangups.recv() => None,
                 Some(who) = asked.recv() => Some(who),
             };

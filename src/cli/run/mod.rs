@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use self::edits::Edits;
+use self::watcher::Watcher;
 use super::{Wrong, body_line, idle, load, open, site};
 use crate::actor::Shared;
 use crate::actor::message::Drain;
@@ -20,7 +21,7 @@ use crate::event::now_us;
 use crate::spec::Room;
 use crate::telemetry::board::Board;
 use crate::telemetry::logs;
-use crate::telemetry::metrics::ReloadLabels;
+use crate::telemetry::metrics::{Metrics, ReloadLabels};
 use crate::telemetry::traces::export::Exporter;
 use crate::topology::Topology;
 use crate::topology::edition::Edition;
@@ -48,6 +49,7 @@ pub struct Args {
 
 /// Runs until a signal, or until everything is done.
 pub fn run(args: Args) -> Result<()> {
+    let watcher = Watcher::new(&args.file); // before it is read: an edit from then on is seen
     let topology = load(&args.file)?;
     let part = Part { only: args.only };
     check_part(&topology, &part)?;
@@ -59,78 +61,86 @@ pub fn run(args: Args) -> Result<()> {
     let exporter = board.traces.turn(tracing, instance, &board.metrics)?;
     logs::start(&topology.runtime.log, topology.runtime.log_json, board.traces.layer());
     eprint!("{}", topology.warnings_text());
-    let mut exporter = exporter;
-    let running = running(
-        Arc::new(topology),
-        part,
-        args.until_idle,
-        &args.file,
-        Arc::new(board),
-        &mut exporter,
-    );
-    let ended = actix_rt::System::new().block_on(running);
-    if let Some(exporter) = exporter {
+    let (topology, board, until_idle) = (Arc::new(topology), Arc::new(board), args.until_idle);
+    let mut process =
+        Process { file: args.file, watcher, topology, part, until_idle, board, exporter };
+    let ended = actix_rt::System::new().block_on(process.run());
+    if let Some(exporter) = process.exporter {
         exporter.stop();
     }
     ended
 }
 
-async fn running(
+/// A process, before anything in it runs.
+struct Process {
+    file: PathBuf,
+    watcher: Watcher,
     topology: Arc<Topology>,
     part: Part,
     until_idle: bool,
-    file: &std::path::Path,
     board: Arc<Board>,
-    exporter: &mut Option<Exporter>,
-) -> Result<()> {
-    let mut signals = Signals::new()?;
-    let started_us = now_us();
-    let shared = Shared { site: site(&topology, until_idle), board, suspicion: Arc::default() };
-    let arbiters: Vec<_> =
-        (0..topology.runtime.threads.max(1)).map(|_| actix_rt::Arbiter::new()).collect();
-    let handles = arbiters.iter().map(actix_rt::Arbiter::handle).collect();
-    let (editions, edition) = watch::channel(Arc::new(Edition::first(topology.clone())));
-    let editions = Arc::new(editions);
-    shared.board.metrics.generation.set(1);
-    for result in ["applied", "refused"] {
-        // They are there from the start on, so that a first one is seen as a rise.
-        shared.board.metrics.reloads.get_or_create_owned(&ReloadLabels { result });
-    }
-    let supervisor =
-        Supervisor::new(editions.clone(), part.clone(), shared.clone(), handles).start();
-    let (reloads, mut asked) = mpsc::channel(REQUESTS_MAX);
-    if until_idle {
-        asked.close(); // a run to an end has the one it began with
-    }
-    let board = shared.board.clone();
-    let mut server = Server::new(edition, part.clone(), supervisor.clone(), board, reloads);
-    let prepared = server.prepare(&topology).map_err(|faults| anyhow!("{faults}"))?;
-    server.apply(prepared).await?;
-    show_what_to_look_at(&topology, &part, file);
+    /// What sends spans.
+    exporter: Option<Exporter>,
+}
 
-    let mut edits = Edits {
-        file,
-        part: &part,
-        editions: &editions,
-        supervisor: &supervisor,
-        board: &shared.board,
-        server,
-        exporter,
-    };
-    let outcome = tokio::select! {
-        () = signals.next() => Ok(()),
-        never = edits.apply(asked), if !until_idle => never,
-        idle = idle::idle(&supervisor, &shared.board, &topology, &part), if until_idle => idle,
-    };
-    drain(&supervisor, &mut signals).await?;
-    edits.server.stop().await;
-    let topology = editions.borrow().topology.clone();
-    let totals = idle::counts(&shared.board, &topology);
-    tracing::info!(published = totals.published, stored = totals.stored, "stopped");
-    if until_idle {
-        print_dead(&topology, &part, started_us).await?;
+impl Process {
+    async fn run(&mut self) -> Result<()> {
+        let Self { file, watcher, topology, part, until_idle, board, exporter } = self;
+        let until_idle = *until_idle;
+        let mut signals = Signals::new()?;
+        let started_us = now_us();
+        let site = site(topology, until_idle);
+        let shared = Shared { site, board: board.clone(), suspicion: Arc::default() };
+        let arbiters: Vec<_> =
+            (0..topology.runtime.threads.max(1)).map(|_| actix_rt::Arbiter::new()).collect();
+        let handles = arbiters.iter().map(actix_rt::Arbiter::handle).collect();
+        let (editions, edition) = watch::channel(Arc::new(Edition::first(topology.clone())));
+        let editions = Arc::new(editions);
+        count_from_now(&board.metrics);
+        let supervisor = Supervisor::new(editions.clone(), part.clone(), shared, handles).start();
+        let (reloads, mut asked) = mpsc::channel(REQUESTS_MAX);
+        if until_idle {
+            asked.close(); // a run to an end has the one it began with
+        }
+        let mut server =
+            Server::new(edition, part.clone(), supervisor.clone(), board.clone(), reloads);
+        let prepared = server.prepare(topology).map_err(|faults| anyhow!("{faults}"))?;
+        server.apply(prepared).await?;
+        show_what_to_look_at(topology, part, file);
+
+        let mut edits = Edits {
+            file,
+            watcher,
+            part,
+            editions: &editions,
+            supervisor: &supervisor,
+            board,
+            server,
+            exporter,
+        };
+        let outcome = tokio::select! {
+            () = signals.next() => Ok(()),
+            never = edits.apply(asked), if !until_idle => never,
+            idle = idle::idle(&supervisor, board, topology, part), if until_idle => idle,
+        };
+        drain(&supervisor, &mut signals).await?;
+        edits.server.stop().await;
+        let topology = editions.borrow().topology.clone();
+        let totals = idle::counts(board, &topology);
+        tracing::info!(published = totals.published, stored = totals.stored, "stopped");
+        if until_idle {
+            print_dead(&topology, part, started_us).await?;
+        }
+        outcome
     }
-    outcome
+}
+
+/// What is counted of edits is there from the start on, so that a first one is seen as a rise.
+fn count_from_now(metrics: &Metrics) {
+    metrics.generation.set(1);
+    for result in ["applied", "refused"] {
+        metrics.reloads.get_or_create_owned(&ReloadLabels { result });
+    }
 }
 
 /// Stops in flow order; a second signal stops at once.
