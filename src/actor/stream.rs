@@ -52,6 +52,9 @@ pub struct StreamActor {
     backend: Rc<RefCell<Option<Arc<dyn Backend>>>>,
     /// Whether requests are answered by what it stores.
     answers: bool,
+    /// What its backend's settings promise less, as the log knows it: told once, not each time it
+    /// is opened anew.
+    weakness: Rc<RefCell<Option<String>>>,
 }
 
 impl StreamActor {
@@ -59,7 +62,8 @@ impl StreamActor {
     /// it stores.
     pub fn new(spec: StreamSpec, shared: Shared, component: Arc<Component>, answers: bool) -> Self {
         let (inbox, backend) = (Rc::new(Inbox::default()), Rc::default());
-        Self { spec, shared, component, inbox, backend, answers }
+        let weakness = Rc::default();
+        Self { spec, shared, component, inbox, backend, answers, weakness }
     }
 
     fn opened(&self) -> Result<Arc<dyn Backend>, Down> {
@@ -80,6 +84,7 @@ impl Actor for StreamActor {
             inbox: self.inbox.clone(),
             backend: self.backend.clone(),
             answers: self.answers,
+            weakness: self.weakness.clone(),
         };
         keeper::live(ctx, &self.component, worker.work());
     }
@@ -146,6 +151,7 @@ struct Worker {
     inbox: SharedInbox<Ask, Answer>,
     backend: Rc<RefCell<Option<Arc<dyn Backend>>>>,
     answers: bool,
+    weakness: Rc<RefCell<Option<String>>>,
 }
 
 impl Worker {
@@ -157,8 +163,11 @@ impl Worker {
         self.component.up();
         if self.answers
             && let Some(weakness) = backend.weakness().await
+            && self.weakness.borrow().as_deref() != Some(&weakness)
         {
-            tracing::warn!(stream = %self.spec.name, "accepted may not mean durable: {weakness}");
+            let stream = &self.spec.name;
+            tracing::warn!(%stream, "accepted may not mean durable: {weakness}");
+            self.weakness.replace(Some(weakness));
         }
         let labels = ComponentLabels { component: self.component.to_string() };
         let metrics = &self.shared.board.metrics;

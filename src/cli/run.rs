@@ -55,6 +55,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(exporter) = exporter {
         exporter.stop();
     }
+    logs::bounds::tell(true);
     ended
 }
 
@@ -87,6 +88,7 @@ async fn running(
         None => None,
     };
     show_what_to_look_at(&topology, &part, file);
+    actix_rt::spawn(logs::look_after(shared.board.clone()));
 
     let outcome = tokio::select! {
         () = signals.next() => Ok(()),
