@@ -77,7 +77,6 @@ where
                     (Ok(()), _) => ("stopped, though nobody asked it to".to_owned(), false),
                 };
                 let wait = backoff.next(component.take_progress(), panicked);
-                tracing::warn!(component = %component, wait_ms = wait.as_millis() as u64, "{cause}");
                 component.down(&cause);
                 restarts.inc();
                 supervisor.do_send(Exited { name: component.to_string(), cause });

@@ -51,6 +51,9 @@ pub struct StreamActor {
     inbox: SharedInbox<Ask, Answer>,
     /// The open backend, for what need not wait for the writer.
     backend: Rc<RefCell<Option<Arc<dyn Backend>>>>,
+    /// What its backend's settings promise less, as the log knows it: told once, not each time it
+    /// is opened anew.
+    weakness: Rc<RefCell<Option<String>>>,
 }
 
 /// A stream, and what it is for in this process.
@@ -65,8 +68,8 @@ pub struct StreamPart {
 impl StreamActor {
     /// An actor that has opened nothing yet.
     pub fn new(part: Current<StreamPart>, shared: Shared, component: Arc<Component>) -> Self {
-        let (inbox, backend) = (Rc::new(Inbox::default()), Rc::default());
-        Self { part, shared, component, inbox, backend }
+        let (inbox, backend, weakness) = (Rc::new(Inbox::default()), Rc::default(), Rc::default());
+        Self { part, shared, component, inbox, backend, weakness }
     }
 
     fn opened(&self) -> Result<Arc<dyn Backend>, Down> {
@@ -89,6 +92,7 @@ impl Actor for StreamActor {
             component: self.component.clone(),
             inbox: self.inbox.clone(),
             backend: self.backend.clone(),
+            weakness: self.weakness.clone(),
         };
         keeper::live(ctx, &self.component, worker.work());
     }
@@ -156,6 +160,7 @@ struct Worker {
     component: Arc<Component>,
     inbox: SharedInbox<Ask, Answer>,
     backend: Rc<RefCell<Option<Arc<dyn Backend>>>>,
+    weakness: Rc<RefCell<Option<String>>>,
 }
 
 impl Worker {
@@ -170,8 +175,11 @@ impl Worker {
         self.component.up();
         if self.answers
             && let Some(weakness) = backend.weakness().await
+            && self.weakness.borrow().as_deref() != Some(&weakness)
         {
-            tracing::warn!(stream = %self.spec.name, "accepted may not mean durable: {weakness}");
+            let stream = &self.spec.name;
+            tracing::warn!(%stream, "accepted may not mean durable: {weakness}");
+            self.weakness.replace(Some(weakness));
         }
         let labels = ComponentLabels { component: self.component.to_string() };
         let metrics = &self.shared.board.metrics;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{load, open};
+use super::{health, load, open};
 use crate::stream::StreamStatus;
 
 /// Streams, groups and members, as their backends know them.
@@ -21,11 +21,17 @@ pub struct Args {
     /// As JSON, the shape of `/streams`
     #[arg(long)]
     json: bool,
+    /// Only ask the process that runs the file whether all works: exit code 0, or 1 and what does not
+    #[arg(long, conflicts_with_all = ["once", "json"])]
+    healthy: bool,
 }
 
 /// Prints the state, again and again unless `--once`.
 pub async fn run(args: Args) -> Result<()> {
     let topology = load(&args.file)?;
+    if args.healthy {
+        return health::ask(&topology);
+    }
     let mut streams = Vec::new();
     for spec in &topology.streams {
         streams.push(open(&topology, spec).await?);

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::spec::Room;
 use crate::telemetry::metrics::{ComponentLabels, Metrics};
+use crate::telemetry::outages::Outages;
 use crate::telemetry::traces::Traces;
 
 /// What an actor is at.
@@ -44,6 +45,7 @@ pub struct Component {
     spent: AtomicBool,
     was_up: AtomicBool,
     renewal: Mutex<CancellationToken>,
+    outages: Arc<Outages>,
     /// Asks it to drain and stop.
     pub stop: CancellationToken,
     /// Ends it where it stands: it did not stop in time.
@@ -62,7 +64,13 @@ pub struct LastError {
 }
 
 impl Component {
-    fn new(room: Room, name: &Arc<str>, number: u64, kind: &'static str) -> Self {
+    fn new(
+        room: Room,
+        name: &Arc<str>,
+        number: u64,
+        kind: &'static str,
+        outages: &Arc<Outages>,
+    ) -> Self {
         Self {
             room,
             name: name.clone(),
@@ -76,6 +84,7 @@ impl Component {
             spent: AtomicBool::new(false),
             was_up: AtomicBool::new(false),
             renewal: Mutex::default(),
+            outages: outages.clone(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
             done: CancellationToken::new(),
@@ -145,8 +154,9 @@ impl Component {
         self.progress.swap(false, Ordering::Relaxed)
     }
 
-    /// The actor ended and will start anew.
+    /// The actor ended and will start anew. The log says so, unless it has.
     pub fn down(&self, cause: &str) {
+        self.outages.failed(self, cause);
         let cause: Arc<str> = cause.into();
         self.restarts.fetch_add(1, Ordering::Relaxed);
         self.note(&cause);
@@ -163,6 +173,11 @@ impl Component {
     pub fn finish(&self) {
         self.state.send_replace(State::Done);
         self.done.cancel();
+    }
+
+    /// Its table in the topology, with the name: `group.writer`, also of its second member.
+    pub fn table(&self) -> String {
+        format!("{}.{}", self.room.noun(), self.name)
     }
 
     /// What it is at.
@@ -198,7 +213,7 @@ impl Component {
 
 impl fmt::Display for Component {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.room.noun(), self.name)?;
+        f.write_str(&self.table())?;
         if matches!(self.room, Room::Group | Room::Source) && self.number > 1 {
             write!(f, "/{}", self.number)?;
         }
@@ -213,6 +228,7 @@ pub struct Board {
     pub metrics: Metrics,
     /// Where the spans of what they do go.
     pub traces: Traces,
+    outages: Arc<Outages>,
     components: RwLock<Vec<Arc<Component>>>,
 }
 
@@ -225,7 +241,7 @@ impl Board {
         number: u64,
         kind: &'static str,
     ) -> Arc<Component> {
-        let component = Arc::new(Component::new(room, name, number, kind));
+        let component = Arc::new(Component::new(room, name, number, kind, &self.outages));
         self.components.write().unwrap_or_else(PoisonError::into_inner).push(component.clone());
         component
     }
@@ -234,6 +250,9 @@ impl Board {
     pub fn remove(&self, gone: &Arc<Component>) {
         let mut components = self.components.write().unwrap_or_else(PoisonError::into_inner);
         components.retain(|component| !Arc::ptr_eq(component, gone));
+        if components.iter().all(|component| component.table() != gone.table()) {
+            self.outages.gone(&gone.table());
+        }
         self.metrics.up.remove(&ComponentLabels { component: gone.to_string() });
     }
 
@@ -242,20 +261,26 @@ impl Board {
         self.components.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Members of a group held events for longer than their lease, and others have them now.
+    pub fn taken_over(&self, group: &Arc<str>, events: usize) {
+        self.outages.taken_over(group, events);
+    }
+
+    /// Tells the log what works again. To be called every now and then.
+    pub fn look(&self) {
+        self.outages.look(&self.all());
+    }
+
     /// What does not work, and why, as `/healthz` says it.
     pub fn troubles(&self) -> Vec<Trouble> {
         let mut troubles: Vec<Trouble> = self
             .all()
             .iter()
             .filter_map(|component| match component.state() {
-                State::Down(cause) => Some(Trouble {
-                    name: format!("{}.{}", component.room.noun(), component.name),
-                    cause,
-                }),
-                State::Starting => Some(Trouble {
-                    name: format!("{}.{}", component.room.noun(), component.name),
-                    cause: "is starting".into(),
-                }),
+                State::Down(cause) => Some(Trouble { name: component.table(), cause }),
+                State::Starting => {
+                    Some(Trouble { name: component.table(), cause: "is starting".into() })
+                }
                 State::Up | State::Done => None,
             })
             .collect();

@@ -1,11 +1,22 @@
-//! The log: text or JSON lines on standard error.
+//! The log: text or JSON lines on standard error, and never without end ([`bounds`]).
+
+pub mod bounds;
 
 use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use tracing::field::{DisplayValue, display};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+use self::bounds::Bounded;
+use super::board::Board;
+use crate::event::trace::Place;
+
+/// How often it is looked whether there is something to say.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Replaces the filter of the log.
 static FILTER: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
@@ -25,9 +36,10 @@ pub fn start(filter: &str, json: bool, spans: SpanLayer) {
     let started = match json {
         true => {
             let lines = lines.json().flatten_event(true).with_span_list(false);
+            let lines = lines.map_event_format(Bounded);
             spans.with(lines.with_filter(filter)).try_init()
         }
-        false => spans.with(lines.with_filter(filter)).try_init(),
+        false => spans.with(lines.map_event_format(Bounded).with_filter(filter)).try_init(),
     };
     if started.is_ok() {
         let _ = FILTER.set(Box::new(move |filter| {
@@ -58,6 +70,25 @@ fn filter_of(filter: &str) -> EnvFilter {
     };
     EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"))
 }
+
+/// Says what works again and how much was left out, as long as the process runs.
+pub async fn look_after(board: Arc<Board>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        board.look();
+        bounds::tell(false);
+    }
+}
+
+/// What a line says of the trace it belongs to: `trace_id` and `span_id`, where there is one.
+pub fn ids(trace: Option<&str>) -> (Id, Id) {
+    let place = trace.and_then(Place::parse);
+    let id = |id: fn(Place) -> String| place.map(|place| display(id(place)));
+    (id(|place| format!("{:032x}", place.trace_id)), id(|place| format!("{:016x}", place.span_id)))
+}
+
+/// A field of a line, where there is a value for it.
+pub type Id = Option<DisplayValue<String>>;
 
 /// What a panic said.
 pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {

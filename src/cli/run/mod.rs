@@ -68,6 +68,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(exporter) = process.exporter {
         exporter.stop();
     }
+    logs::bounds::tell(true);
     ended
 }
 
@@ -107,6 +108,7 @@ impl Process {
         let prepared = server.prepare(topology).map_err(|faults| anyhow!("{faults}"))?;
         server.apply(prepared).await?;
         show_what_to_look_at(topology, part, file);
+        actix_rt::spawn(logs::look_after(board.clone()));
 
         let mut edits = Edits {
             file,

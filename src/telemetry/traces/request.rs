@@ -130,10 +130,11 @@ impl Request {
         }
     }
 
-    /// It was answered. One that failed is followed in any case.
-    pub fn answered(mut self, status: u16, error: Option<&str>) {
+    /// It was answered. One that failed is followed in any case. Answers its place, as events
+    /// carry it.
+    pub fn answered(mut self, status: u16, error: Option<&str>) -> Option<Box<str>> {
         if !self.traces.on() {
-            return;
+            return self.trace;
         }
         let failed = status >= 500;
         self.attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
@@ -144,7 +145,7 @@ impl Request {
                 self.span.record("otel.status_code", "ERROR");
                 self.span.record("otel.status_description", shown(error.unwrap_or_default()));
             }
-            return;
+            return self.trace;
         }
         let name = std::mem::take(&mut self.name);
         let trace = self.trace.as_deref();
@@ -153,7 +154,10 @@ impl Request {
         {
             span.set_all(&self.attributes);
             span.fail("unavailable", error.unwrap_or_default());
+            let place = span.carried();
             self.traces.end(span, now_us());
+            return Some(place);
         }
+        self.trace
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn build(file: &str, draft: &Draft) -> Topology {
         file: PathBuf::from(file),
         runtime: runtime(&draft.runtime),
         http: draft.http.as_ref().map(http),
-        tracing: draft.tracing.as_ref().map(tracing),
+        tracing: draft.tracing.as_ref().map(tracing).filter(|tracing| !tracing.otlp.is_empty()),
         sources: draft.sources.iter().filter_map(source).collect(),
         streams: draft.streams.iter().filter_map(|part| stream(&written, part, &groups)).collect(),
         groups,

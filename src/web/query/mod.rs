@@ -6,7 +6,7 @@ mod cache;
 mod flight;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::http::Method;
@@ -20,6 +20,7 @@ use self::cache::Cache;
 use self::flight::Flights;
 use super::guard::{Guard, Pass};
 use super::problem::Problem;
+use crate::client::said::Telling;
 use crate::sink::SinkSpec;
 use crate::sink::query::{Ask, Reader, Unanswered};
 use crate::telemetry::board::{Board, Trouble};
@@ -48,8 +49,8 @@ struct Query {
     identity: String,
     cache: Option<Cache>,
     flights: Flights,
-    /// What was wrong last, and is known from the log.
-    said: Mutex<Option<String>>,
+    /// What the log knows of its not being answered.
+    said: Telling,
     /// When its database was looked at last, and what was wrong with it.
     checked: tokio::sync::Mutex<Option<(Instant, Option<Arc<str>>)>>,
 }
@@ -170,7 +171,7 @@ impl Query {
             identity,
             cache: spec.cache.as_ref().map(|cache| Cache::new(&spec.name, cache)),
             flights: Flights::default(),
-            said: Mutex::default(),
+            said: Telling::default(),
             checked: tokio::sync::Mutex::default(),
         }
     }
@@ -206,8 +207,8 @@ impl Query {
         };
         match tokio::time::timeout(self.spec.timeout, self.reader.page(ask)).await {
             Ok(Ok(page)) => {
-                if self.said.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-                    tracing::info!(query = %self.spec.name, "answers again");
+                if let Some(works) = self.said.works() {
+                    tracing::info!(query = %self.spec.name, "answers again {works}");
                 }
                 let next = page.next.map(|mark| mark.seal(&self.identity));
                 Ok(Found::new(&page.rows, next.as_deref()))
@@ -223,10 +224,9 @@ impl Query {
 
     /// Tells the log what is wrong, unless it knows.
     fn say(&self, what: &str) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.as_deref() != Some(what) {
-            tracing::warn!(query = %self.spec.name, sink = %self.spec.sink, "no answer: {what}");
-            *said = Some(what.to_owned());
+        if let Some(line) = self.said.failed(what) {
+            let (query, sink, so_far) = (&self.spec.name, &self.spec.sink, line.so_far());
+            tracing::warn!(%query, %sink, "no answer: {what}{so_far}");
         }
     }
 
