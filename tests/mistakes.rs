@@ -29,10 +29,26 @@ fn postgres() -> &'static Postgres {
 }
 
 /// Runs with a mistake, until `/healthz` says all of `wanted` of `component`; then the log has to
-/// say it too.
-fn says(what: &str, topology: &str, component: &str, wanted: &[&str]) {
+/// say it too. The same when an edit brings the mistake into `sound`, and takes it out again.
+fn says(what: &str, topology: &str, sound: &str, component: &str, wanted: &[&str]) {
     let place = Place::new(topology);
     let running = place.start();
+    shown(what, &running, component, wanted);
+    assert!(running.stop().success(), "{what}");
+
+    let what = format!("{what}, by an edit");
+    let place = Place::new(sound);
+    let running = place.start();
+    let works = || running.get("/healthz").0 == 200;
+    eventually(&what, || works() && running.metric("aqueduct_events_stored_total", "") == 10.0);
+    place.write_topology(topology);
+    shown(&what, &running, component, wanted);
+    place.write_topology(sound);
+    eventually(&format!("{what}: mended"), works);
+    assert!(running.stop().success(), "{what}");
+}
+
+fn shown(what: &str, running: &Running, component: &str, wanted: &[&str]) {
     let named = |health: &str| {
         let parsed: serde_json::Value = serde_json::from_str(health).unwrap_or_default();
         health.contains(component) && parsed.is_object()
@@ -43,9 +59,8 @@ fn says(what: &str, topology: &str, component: &str, wanted: &[&str]) {
     });
     let health = running.get("/healthz").1;
     assert!(health.contains('('), "{what}: no way out in {health}");
-    logged(what, &running, component, wanted);
+    logged(what, running, component, wanted);
     assert!(!health.contains(SECRET), "{what}: a secret in {health}");
-    assert!(running.stop().success(), "{what}");
 }
 
 fn logged(what: &str, running: &Running, component: &str, wanted: &[&str]) {
@@ -58,8 +73,9 @@ fn logged(what: &str, running: &Running, component: &str, wanted: &[&str]) {
 
 /// A sink that is meant to go wrong.
 fn sink_says(what: &str, url: &str, more: &str, wanted: &[&str]) {
-    let topology = format!(
-        r#"
+    let with = |sink: &str| {
+        format!(
+            r#"
 [runtime]
 data_dir = "data"
 [http]
@@ -74,13 +90,13 @@ body = {{ number = "{{n}}" }}
 from = "numbers"
 to = "db"
 [sink.db]
-kind = "postgres"
-url = "{url}"
-table = "numbers"
-{more}
+{sink}
 "#
-    );
-    says(what, &topology, "sink.db", wanted);
+        )
+    };
+    let wrong = format!("kind = \"postgres\"\nurl = \"{url}\"\ntable = \"numbers\"\n{more}");
+    let sound = "kind = \"file\"\npath = \"out.log\"";
+    says(what, &with(&wrong), &with(sound), "sink.db", wanted);
 }
 
 #[test]
@@ -112,8 +128,9 @@ fn of_a_postgres_sink() {
 
 /// A stream that is meant to go wrong.
 fn stream_says(what: &str, url: &str, wanted: &[&str]) {
-    let topology = format!(
-        r#"
+    let with = |stream: &str| {
+        format!(
+            r#"
 [runtime]
 data_dir = "data"
 [http]
@@ -123,8 +140,7 @@ kind = "publisher"
 to = "numbers"
 n = "1..10"
 [stream.numbers]
-kind = "redis"
-url = "{url}"
+{stream}
 [group.writer]
 from = "numbers"
 to = "out"
@@ -132,8 +148,10 @@ to = "out"
 kind = "file"
 path = "out.log"
 "#
-    );
-    says(what, &topology, "stream.numbers", wanted);
+        )
+    };
+    let wrong = format!("kind = \"redis\"\nurl = \"{url}\"");
+    says(what, &with(&wrong), &with(""), "stream.numbers", wanted);
 }
 
 #[test]

@@ -369,6 +369,41 @@ fn a_server_that_is_away_is_said_to_be_and_comes_back_by_itself() {
     assert!(running.stop().success());
 }
 
+#[test]
+fn an_edit_is_drawn_and_one_that_is_refused_cannot_be_overlooked() {
+    let text = REDIS.replace("kind = \"redis\"\nurl = \"URL\"", "");
+    let place = Place::new(&text);
+    let running = place.start();
+    eventually("it is ready", || running.get("/readyz").0 == 200);
+    let mut browser = see(&place);
+    let nodes = "document.querySelectorAll('.node').length";
+    assert_eq!(browser.eval(nodes), json!(8));
+    browser.click(&node("stream.orders"));
+    let more = "\n[group.copy]\nfrom = \"orders\"\nto = \"copied\"\n\n[sink.copied]\nkind = \"file\"\npath = \"copied.jsonl\"\n";
+    place.write_topology(&format!("{text}{more}"));
+    let took = browser.wait("what is new is drawn", &state_is("sink.copied", "up"));
+    println!("drawn {took:.2?} after the edit");
+    assert_eq!(browser.eval(nodes), json!(10));
+    assert_eq!(browser.text("#f-generation"), "2");
+    browser.wait("the old ones know their past", "!!document.querySelector('.line[d^=M]')");
+    assert_eq!(browser.text("#panel-name"), "orders", "what is open stays open");
+
+    place.write_topology(
+        &format!("{text}{more}").replace("kind = \"publisher\"", "kind = \"publishr\""),
+    );
+    browser.wait("it is said", "document.querySelector('#notes').innerText.includes('publishr')");
+    let notes = browser.text("#notes");
+    for part in ["refused", "generation 2 runs on", "topology.toml:6:", "did you mean"] {
+        assert!(notes.contains(part), "no {part:?} in {notes}");
+    }
+    assert_eq!(browser.text("#health"), "✕ edit refused".trim_start_matches("✕ "));
+    place.write_topology(&text);
+    browser.wait("all is well", "document.querySelector('#health').innerText === 'all is well'");
+    assert_eq!(browser.text("#notes"), "");
+    assert_eq!(browser.eval(nodes), json!(8));
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
 /// Screenshots for the documentation, looked at by people.
 #[test]
 #[ignore = "scripts/screenshots runs it"]

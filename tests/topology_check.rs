@@ -116,6 +116,17 @@ fn http_and_tracing_are_typed_and_hide_their_secrets() {
 }
 
 #[test]
+fn a_variable_turns_tracing_on() {
+    let text = "[stream.a]\n[tracing]\notlp = \"${OTLP_URL:-}\"\n";
+    let tracing = |env: &[(&str, &str)]| parse(text, env).unwrap().tracing;
+    assert_eq!(tracing(&[]), None);
+    let on = tracing(&[("OTLP_URL", "http://collector:4317")]).unwrap();
+    assert_eq!(on.otlp, "http://collector:4317");
+    let faults = parse(text, &[("OTLP_URL", "collector")]).unwrap_err().to_string();
+    assert!(faults.contains("http://"), "{faults}");
+}
+
+#[test]
 fn what_is_likely_not_meant_is_warned_of() {
     let topology = right(&format!(
         "[http]\nlisten = \"0.0.0.0:80\"\n[stream.idle]\n[sink.spare]\nkind = \"console\"\n{}",

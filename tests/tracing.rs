@@ -430,3 +430,29 @@ fn a_collector_that_is_away_holds_nobody_up() {
     eventually("it says so", || running.log().contains("spans are sent again"));
     assert!(running.stop().success());
 }
+
+/// As in the shipped topologies, where `OTLP_URL` is not set; and with `sample = "none"` as long as
+/// nothing goes wrong and nobody brings a trace.
+#[test]
+fn what_is_off_connects_to_nobody_and_says_nothing() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    nobody.set_nonblocking(true).unwrap();
+    let none = format!("otlp = \"http://{}\"\nsample = \"none\"", nobody.local_addr().unwrap());
+    for (tracing, threads) in [("otlp = \"${NOT_SET:-}\"", 0), (&*none, 1)] {
+        let place = Place::new(&format!(
+            "[http]\nlisten = \"127.0.0.1:{{port}}\"\n[tracing]\n{tracing}\n[source.fast]\nkind = \
+             \"publisher\"\nto = \"events\"\nrate = \"5000/s\"\n[stream.events]\n[group.write]\nfrom = \
+             \"events\"\nto = \"out\"\n[sink.out]\nkind = \"file\"\npath = \"out.txt\"\n"
+        ));
+        let running = place.start();
+        eventually("events flow", || running.metric("aqueduct_events_stored_total", "") > 5000.0);
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", running.pid())).unwrap();
+        let names =
+            tasks.filter_map(|it| std::fs::read_to_string(it.ok()?.path().join("comm")).ok());
+        assert_eq!(names.filter(|name| name.trim() == "spans").count(), threads, "{tracing}");
+        assert!(nobody.accept().is_err(), "{tracing}: somebody connected");
+        assert_eq!(running.metric("aqueduct_spans_", ""), 0.0, "{tracing}");
+        assert!(!running.log().contains("spans"), "{}", running.log());
+        assert!(running.stop().success());
+    }
+}

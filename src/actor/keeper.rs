@@ -30,6 +30,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_ERROR_MAX: Duration = Duration::from_secs(2);
 /// The longest wait after a panic.
 const BACKOFF_PANIC_MAX: Duration = Duration::from_secs(30);
+/// How long an actor that is to end at once may take for it.
+const ABORT_WAIT: Duration = Duration::from_secs(1);
 /// Messages a mailbox holds. Senders bound themselves long before.
 const MAILBOX: usize = 64;
 
@@ -54,25 +56,37 @@ where
         actix_rt::spawn(async move {
             let mut backoff = Backoff::default();
             loop {
-                let ended = AssertUnwindSafe(poll_fn(|cx| Pin::new(&mut life).poll(cx)))
-                    .catch_unwind()
-                    .await;
+                let living = AssertUnwindSafe(poll_fn(|cx| Pin::new(&mut life).poll(cx)));
+                let ended = tokio::select! {
+                    biased;
+                    ended = living.catch_unwind() => ended,
+                    () = aborted(&component) => break,
+                };
                 let outcome = component.take_exit();
                 let (cause, panicked) = match (ended, outcome) {
                     (Err(panic), _) => (format!("panicked: {}", panic_text(&*panic)), true),
                     (Ok(()), Some(Ok(()))) if component.stop.is_cancelled() => break,
+                    (Ok(()), Some(Ok(()))) if component.take_renewal() => {
+                        backoff = Backoff::default();
+                        if life.restart() {
+                            continue;
+                        }
+                        break;
+                    }
                     (Ok(()), Some(Err(error))) => (format!("{error:#}"), false),
                     (Ok(()), _) => ("stopped, though nobody asked it to".to_owned(), false),
                 };
                 let wait = backoff.next(component.take_progress(), panicked);
-                tracing::warn!(component = %component, wait_ms = wait.as_millis() as u64, "{cause}");
                 component.down(&cause);
                 restarts.inc();
                 supervisor.do_send(Exited { name: component.to_string(), cause });
+                let renewal = component.renewal();
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
+                    () = renewal.cancelled() => backoff = Backoff::default(),
                     () = component.stop.cancelled() => break,
                 }
+                component.take_renewal(); // the next life has the new spec in any case
                 if !life.restart() {
                     break; // no address of it is left
                 }
@@ -81,6 +95,12 @@ where
         });
     });
     Addr::new(sender)
+}
+
+/// Returns some time after the component was to end at once: what can end well then has.
+async fn aborted(component: &Component) {
+    component.abort.cancelled().await;
+    tokio::time::sleep(ABORT_WAIT).await;
 }
 
 /// Runs `work` as the actor's life: when it ends, the actor ends with its outcome.

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use actix::Message;
 
+use super::reload::Changes;
 use crate::event::{Delivery, Refusal};
 use crate::source::{Dead, Slot};
 use crate::stream;
+use crate::topology::edition::Edition;
+use crate::topology::{Faults, Topology};
 
 /// Why an actor did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +88,23 @@ pub struct Exited {
 #[derive(Debug, Message)]
 #[rtype(result = "super::supervisor::Snapshot")]
 pub struct Inspect;
+
+/// Watcher → supervisor: have this run instead of what runs.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Applied, Faults>")]
+pub struct Reload {
+    /// The file as it is now, checked. Sources that stay have the doors they had.
+    pub topology: Topology,
+}
+
+/// An edit that was applied.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// What runs now.
+    pub edition: Arc<Edition>,
+    /// What that changed.
+    pub changes: Changes,
+}
 
 /// Anyone → supervisor: stop in flow order, and answer when all is quiet or the time is up.
 #[derive(Debug, Message)]

@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture, Supervised};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
+use tokio_util::sync::CancellationToken;
 
 use super::inbox::{Inbox, Job, SharedInbox};
 use super::message::{Alone, Deliver, Down};
 use super::traced::Writes;
-use super::{Shared, keeper};
+use super::{Current, Shared, given_up, keeper};
 use crate::event::{Delivery, Refusal};
 use crate::fault;
 use crate::sink::{Sink, SinkSpec};
@@ -34,7 +35,7 @@ type DeliverJob = Job<Deliver, Vec<Refusal>>;
 
 /// Runs one sink.
 pub struct SinkActor {
-    spec: SinkSpec,
+    spec: Current<SinkSpec>,
     shared: Shared,
     component: Arc<Component>,
     inbox: SharedInbox<Deliver, Vec<Refusal>>,
@@ -42,7 +43,7 @@ pub struct SinkActor {
 
 impl SinkActor {
     /// An actor for `spec` that has opened nothing yet.
-    pub fn new(spec: SinkSpec, shared: Shared, component: Arc<Component>) -> Self {
+    pub fn new(spec: Current<SinkSpec>, shared: Shared, component: Arc<Component>) -> Self {
         Self { spec, shared, component, inbox: Rc::new(Inbox::default()) }
     }
 }
@@ -51,12 +52,8 @@ impl Actor for SinkActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let work = work(
-            self.spec.clone(),
-            self.shared.clone(),
-            self.component.clone(),
-            self.inbox.clone(),
-        );
+        let work =
+            work(self.spec.get(), self.shared.clone(), self.component.clone(), self.inbox.clone());
         keeper::live(ctx, &self.component, work);
     }
 }
@@ -77,9 +74,13 @@ async fn work(
     component: Arc<Component>,
     inbox: SharedInbox<Deliver, Vec<Refusal>>,
 ) -> Result<()> {
+    let renewal = component.renewal();
     let writers = (spec.kind.writers)(&spec.values).max(1);
     let opening = (0..writers).map(|_| (spec.kind.open)(spec.clone(), shared.site.clone()));
-    let opened = try_join_all(opening).await;
+    let opened = tokio::select! {
+        opened = try_join_all(opening) => opened,
+        () = renewal.cancelled() => return Ok(()),
+    };
     let sinks = opened.inspect_err(|error| inbox.refuse_all(&format!("{error:#}").into()))?;
     component.up();
     let labels = ComponentLabels { component: component.to_string() };
@@ -88,7 +89,7 @@ async fn work(
     let seconds = metrics.write_seconds.get_or_create_owned(&labels);
     let failures = metrics.write_failures.get_or_create_owned(&labels);
     let writes = Writes::new(&shared.board.traces, &spec);
-    let work = Work { shared, component, inbox, sizes, seconds, failures, writes };
+    let work = Work { shared, component, renewal, inbox, sizes, seconds, failures, writes };
     let ends = sinks.into_iter().map(|sink| AssertUnwindSafe(work.write(sink)).catch_unwind());
     // A writer that panics does so alone: the others' jobs are answered before it is passed on.
     let ended =
@@ -110,6 +111,7 @@ enum End {
 struct Work {
     shared: Shared,
     component: Arc<Component>,
+    renewal: CancellationToken,
     inbox: SharedInbox<Deliver, Vec<Refusal>>,
     sizes: Histogram,
     seconds: Histogram,
@@ -118,12 +120,13 @@ struct Work {
 }
 
 impl Work {
-    /// Writes what waits, until a stop is wanted.
+    /// Writes what waits, until a stop or a new life is wanted.
     async fn write(&self, mut sink: Box<dyn Sink>) -> Result<()> {
-        let Self { shared, component, inbox, sizes, seconds, failures, writes } = self;
+        let Self { shared, component, renewal, inbox, sizes, seconds, failures, writes } = self;
         loop {
             tokio::select! {
                 biased;
+                () = renewal.cancelled() => return Ok(()),
                 () = inbox.filled() => {}
                 () = component.stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(IDLE_MAX) => {
@@ -150,7 +153,11 @@ impl Work {
             sizes.observe(batch.len() as f64);
             fault::point("sink.store", batch.iter().map(|delivery| &delivery.event));
             let (since, start_us) = (Instant::now(), writes.begin());
-            match sink.store(&batch).await {
+            let stored = tokio::select! {
+                stored = sink.store(&batch) => stored,
+                () = given_up(renewal) => Err(anyhow!("the write took too long for an edit")),
+            };
+            match stored {
                 Ok(refusals) => {
                     component.progressed();
                     seconds.observe(since.elapsed().as_secs_f64());
@@ -164,7 +171,7 @@ impl Work {
                     writes.end(&batch, start_us, Err(&cause));
                     drop(batch);
                     hand.refuse(&cause);
-                    return Err(error);
+                    return if renewal.is_cancelled() { Ok(()) } else { Err(error) };
                 }
             }
         }

@@ -23,6 +23,7 @@ use crate::fault;
 use crate::source::{Batch, Dead, Move, Outcome, Position, Pull, Slot, Source, SourceSpec};
 use crate::stream::{self, Appended, StreamSpec};
 use crate::telemetry::board::{Component, State};
+use crate::telemetry::logs;
 use crate::telemetry::metrics::SourceLabels;
 use crate::telemetry::traces::span::Span;
 use crate::topology::needs_http;
@@ -252,14 +253,21 @@ impl Life {
 
     /// What is no event is a dead letter before the checkpoint moves past it.
     async fn bury(&self, dead: Vec<Dead>) -> Result<()> {
-        for Dead { reason, .. } in &dead {
-            tracing::warn!(source = %self.spec.name, "a dead letter: {reason}");
-        }
-        let (start_us, followed) = (now_us(), self.shared.board.traces.on().then(|| dead.clone()));
+        let (start_us, mut letters) = (now_us(), dead.clone());
         match self.stream.send(Bury { dead }).await {
             Ok(Ok(())) => {
-                let followed = followed.unwrap_or_default();
-                never_sent(&self.shared.board.traces, &self.stream_spec, &followed, start_us);
+                for letter in &mut letters {
+                    never_sent(&self.shared.board.traces, &self.stream_spec, letter, start_us);
+                    let (trace_id, span_id) = logs::ids(letter.event.trace.as_deref());
+                    let (event, reason) = (letter.event.id, &letter.reason);
+                    tracing::warn!(
+                        source = %self.spec.name,
+                        %event,
+                        trace_id,
+                        span_id,
+                        "a dead letter: {reason}"
+                    );
+                }
                 Ok(())
             }
             Ok(Err(Down::Failed(cause))) => anyhow::bail!("cannot keep a dead letter: {cause}"),

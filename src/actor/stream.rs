@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, ResponseFuture, Supervised};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+use tokio_util::sync::CancellationToken;
 
 use super::inbox::{Inbox, Job, SharedInbox};
 use super::message::{Append, Bury, Down, Slots, Status};
-use super::{Shared, keeper};
+use super::{Current, Shared, given_up, keeper};
 use crate::fault;
 use crate::source::Slot;
 use crate::stream::{Appended, Backend, StreamSpec, StreamStatus, Writer};
@@ -44,26 +45,35 @@ type AskJob = Job<Ask, Answer>;
 
 /// Runs one stream's writing side.
 pub struct StreamActor {
-    spec: StreamSpec,
+    part: Current<StreamPart>,
     shared: Shared,
     component: Arc<Component>,
     inbox: SharedInbox<Ask, Answer>,
     /// The open backend, for what need not wait for the writer.
     backend: Rc<RefCell<Option<Arc<dyn Backend>>>>,
+    /// What its backend's settings promise less, as the log knows it: told once, not each time it
+    /// is opened anew.
+    weakness: Rc<RefCell<Option<String>>>,
+}
+
+/// A stream, and what it is for in this process.
+#[derive(Clone, Debug)]
+pub struct StreamPart {
+    /// The stream.
+    pub spec: StreamSpec,
     /// Whether requests are answered by what it stores.
-    answers: bool,
+    pub answers: bool,
 }
 
 impl StreamActor {
-    /// An actor for `spec` that has opened nothing yet. `answers`: requests are answered by what
-    /// it stores.
-    pub fn new(spec: StreamSpec, shared: Shared, component: Arc<Component>, answers: bool) -> Self {
-        let (inbox, backend) = (Rc::new(Inbox::default()), Rc::default());
-        Self { spec, shared, component, inbox, backend, answers }
+    /// An actor that has opened nothing yet.
+    pub fn new(part: Current<StreamPart>, shared: Shared, component: Arc<Component>) -> Self {
+        let (inbox, backend, weakness) = (Rc::new(Inbox::default()), Rc::default(), Rc::default());
+        Self { part, shared, component, inbox, backend, weakness }
     }
 
     fn opened(&self) -> Result<Arc<dyn Backend>, Down> {
-        let missing = || Down::Failed(format!("stream {} is not open", self.spec.name).into());
+        let missing = || Down::Failed(format!("stream {} is not open", self.component.name).into());
         self.backend.borrow().clone().ok_or_else(missing)
     }
 }
@@ -73,13 +83,16 @@ impl Actor for StreamActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.backend.replace(None);
+        let StreamPart { spec, answers } = self.part.get();
         let worker = Worker {
-            spec: self.spec.clone(),
+            spec,
+            answers,
+            renewal: self.component.renewal(),
             shared: self.shared.clone(),
             component: self.component.clone(),
             inbox: self.inbox.clone(),
             backend: self.backend.clone(),
-            answers: self.answers,
+            weakness: self.weakness.clone(),
         };
         keeper::live(ctx, &self.component, worker.work());
     }
@@ -141,24 +154,32 @@ impl Handler<Status> for StreamActor {
 
 struct Worker {
     spec: StreamSpec,
+    answers: bool,
+    renewal: CancellationToken,
     shared: Shared,
     component: Arc<Component>,
     inbox: SharedInbox<Ask, Answer>,
     backend: Rc<RefCell<Option<Arc<dyn Backend>>>>,
-    answers: bool,
+    weakness: Rc<RefCell<Option<String>>>,
 }
 
 impl Worker {
     async fn work(self) -> Result<()> {
-        let opened = self.open().await;
+        let opened = tokio::select! {
+            opened = self.open() => opened,
+            () = self.renewal.cancelled() => return Ok(()),
+        };
         let (backend, mut writer) =
             opened.inspect_err(|error| self.inbox.refuse_all(&format!("{error:#}").into()))?;
         self.backend.replace(Some(backend.clone()));
         self.component.up();
         if self.answers
             && let Some(weakness) = backend.weakness().await
+            && self.weakness.borrow().as_deref() != Some(&weakness)
         {
-            tracing::warn!(stream = %self.spec.name, "accepted may not mean durable: {weakness}");
+            let stream = &self.spec.name;
+            tracing::warn!(%stream, "accepted may not mean durable: {weakness}");
+            self.weakness.replace(Some(weakness));
         }
         let labels = ComponentLabels { component: self.component.to_string() };
         let metrics = &self.shared.board.metrics;
@@ -168,6 +189,7 @@ impl Worker {
         loop {
             let jobs = tokio::select! {
                 biased;
+                () = self.renewal.cancelled() => return Ok(()),
                 jobs = self.inbox.take(fits) => jobs,
                 () = self.component.stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(IDLE_MAX) => {
@@ -187,7 +209,10 @@ impl Worker {
             sizes.observe(events as f64);
             fault::point("stream.append", appends.iter().flat_map(|append| &append.events));
             let since = Instant::now();
-            let outcome = writer.append(&appends).await;
+            let outcome = tokio::select! {
+                outcome = writer.append(&appends) => outcome,
+                () = given_up(&self.renewal) => Err(anyhow!("the write took too long for an edit")),
+            };
             match outcome.is_ok() {
                 true => seconds.observe(since.elapsed().as_secs_f64()),
                 false => _ = failures.inc(),
@@ -195,10 +220,14 @@ impl Worker {
             if let Ok(outcome) = &outcome {
                 self.shared.board.taps.appended(&self.spec.name, &appends, outcome);
             }
-            let full = self.answer(outcome, appends, jobs)?;
+            let full = match self.answer(outcome, appends, jobs) {
+                Err(_) if self.renewal.is_cancelled() => return Ok(()),
+                answered => answered?,
+            };
             if full {
                 tokio::select! {
                     () = tokio::time::sleep(FULL_RETRY) => {}
+                    () = self.renewal.cancelled() => return Ok(()),
                     () = self.component.stop.cancelled() => return Ok(()),
                 }
             }

@@ -1,31 +1,26 @@
-//! The supervisor: builds the actors of a topology, last stage first, and stops them, first stage
-//! first. Everything in between is the keepers' work.
+//! The supervisor: has the crew run what the topology asks for, also after an edit of it, and stops
+//! it, first stage first. Everything in between is the keepers' work.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix::{
-    Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, Recipient, ResponseFuture,
-};
+use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, ResponseFuture};
 use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::keeper::keep;
-use super::member::{MemberActor, Target};
-use super::message::{Drain, Exited, Inspect, Status};
-use super::sink::SinkActor;
-use super::source::SourceActor;
+use super::crew::Crew;
+use super::message::{Applied, Drain, Exited, Inspect, Reload, Status};
+use super::reload;
 use super::stream::StreamActor;
-use super::traced::Sends;
 use crate::spec::Room;
 use crate::stream::StreamStatus;
 use crate::telemetry::board::{Component, LastError, State, Trouble};
-use crate::telemetry::metrics::{ComponentLabels, GroupLabels};
+use crate::telemetry::metrics::{ComponentLabels, GroupLabels, Metrics};
 use crate::topology::edition::Edition;
-use crate::topology::{Topology, needs_http};
+use crate::topology::{Faults, Topology};
 
 /// How long a stream may take to say how it is.
 const STATUS_WAIT: Duration = Duration::from_secs(2);
@@ -78,177 +73,54 @@ pub struct Drained {
     pub cut_off: Vec<String>,
 }
 
-type Kept<A> = (Addr<A>, Arc<Component>);
-
 /// The one actor above all others.
 pub struct Supervisor {
     /// What runs. Whoever serves it looks here.
-    editions: watch::Sender<Arc<Edition>>,
-    topology: Arc<Topology>,
+    editions: Arc<watch::Sender<Arc<Edition>>>,
     part: Part,
     shared: Shared,
     arbiters: Vec<ArbiterHandle>,
-    next_arbiter: usize,
-    sinks: BTreeMap<String, Kept<SinkActor>>,
-    streams: BTreeMap<String, Kept<StreamActor>>,
-    members: Vec<Kept<MemberActor>>,
-    sources: Vec<Kept<SourceActor>>,
+    /// There from the start on.
+    crew: Option<Arc<Mutex<Crew>>>,
+    /// One edit at a time, and a stop after it.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    stopping: CancellationToken,
 }
 
 impl Supervisor {
     /// A supervisor that spreads the actors of the first edition over `arbiters`.
     pub fn new(
-        editions: watch::Sender<Arc<Edition>>,
+        editions: Arc<watch::Sender<Arc<Edition>>>,
         part: Part,
         shared: Shared,
         arbiters: Vec<ArbiterHandle>,
     ) -> Self {
-        let topology = editions.borrow().topology.clone();
-        Self {
-            editions,
-            topology,
-            part,
-            shared,
-            arbiters,
-            next_arbiter: 0,
-            sinks: BTreeMap::new(),
-            streams: BTreeMap::new(),
-            members: Vec::new(),
-            sources: Vec::new(),
-        }
+        let (turn, stopping) = (Arc::default(), CancellationToken::new());
+        Self { editions, part, shared, arbiters, crew: None, turn, stopping }
     }
 
-    /// Starts what runs here: sinks, streams, members, sources. Each is handed its successor.
-    fn start_all(&mut self, exits: Recipient<Exited>) {
-        let topology = self.topology.clone();
-        let groups: Vec<_> =
-            topology.groups.iter().filter(|g| self.part.has(Room::Group, &g.name)).collect();
-        let sources: Vec<_> =
-            topology.sources.iter().filter(|s| self.part.has(Room::Source, &s.name)).collect();
-        for spec in &topology.sinks {
-            if groups.iter().any(|group| *group.to == *spec.name) {
-                let component = self.component(Room::Sink, &spec.name, 1, spec.kind.name);
-                let (actor, shared) = (spec.clone(), self.shared.clone());
-                let kept = self.keep(&component, &exits, {
-                    let component = component.clone();
-                    move || SinkActor::new(actor, shared, component)
-                });
-                self.sinks.insert(spec.name.to_string(), (kept, component));
-            }
-        }
-        for spec in &topology.streams {
-            let used = groups.iter().any(|g| *g.to == *spec.name || *g.from == *spec.name)
-                || sources.iter().any(|source| *source.to == *spec.name);
-            if used {
-                let component = self.component(Room::Stream, &spec.name, 1, spec.kind.name);
-                let (actor, shared) = (spec.clone(), self.shared.clone());
-                let mut writers = sources.iter().filter(|source| *source.to == *spec.name);
-                let answers = writers.any(|it| needs_http(it.kind, &it.values).is_some());
-                let kept = self.keep(&component, &exits, {
-                    let component = component.clone();
-                    move || StreamActor::new(actor, shared, component, answers)
-                });
-                self.streams.insert(spec.name.to_string(), (kept, component));
-            }
-        }
-        for group in groups {
-            for number in 1..=group.members {
-                self.start_member(group, number, &exits);
-            }
-        }
-        for spec in sources {
-            for number in 1..=(spec.kind.instances)(&spec.values) {
-                self.start_source(spec, number, &exits);
-            }
-        }
+    fn edition(&self) -> Arc<Edition> {
+        self.editions.borrow().clone()
     }
 
-    fn start_member(
-        &mut self,
-        group: &crate::stream::GroupSpec,
-        number: u64,
-        exits: &Recipient<Exited>,
-    ) {
-        let target = match (self.sinks.get(&group.to), self.streams.get(&group.to)) {
-            (Some((sink, component)), _) => Target::Sink(sink.clone(), component.clone()),
-            (None, Some((stream, component))) => {
-                let Some(spec) = self.topology.stream(&group.to) else { return };
-                let sends = Arc::new(Sends::of_group(&self.shared.board.traces, spec));
-                Target::Stream(stream.clone(), component.clone(), sends)
-            }
-            (None, None) => return, // the check of the topology does not let this happen
-        };
-        let Some(stream) = self.topology.streams.iter().find(|s| *s.name == *group.from) else {
-            return; // nor this
-        };
-        let component = self.component(Room::Group, &group.name, number, stream.kind.name);
-        let (group, stream, shared) = (group.clone(), stream.clone(), self.shared.clone());
-        let kept = self.keep(&component, exits, {
-            let component = component.clone();
-            move || MemberActor::new(group, stream, target, shared, component)
-        });
-        self.members.push((kept, component));
+    fn stream(&self, name: &str) -> Option<(Addr<StreamActor>, Arc<Component>)> {
+        lock(self.crew.as_ref()?).stream(name)
     }
+}
 
-    fn start_source(
-        &mut self,
-        spec: &crate::source::SourceSpec,
-        number: u64,
-        exits: &Recipient<Exited>,
-    ) {
-        let (Some(stream), Some(stream_spec)) =
-            (self.streams.get(&spec.to).cloned(), self.topology.stream(&spec.to).cloned())
-        else {
-            return; // the check of the topology does not let this happen
-        };
-        let component = self.component(Room::Source, &spec.name, number, spec.kind.name);
-        let (spec, shared) = (spec.clone(), self.shared.clone());
-        let kept = self.keep(&component, exits, {
-            let component = component.clone();
-            move || SourceActor::new(spec, stream, stream_spec, shared, component)
-        });
-        self.sources.push((kept, component));
-    }
-
-    fn component(
-        &self,
-        room: Room,
-        name: &Arc<str>,
-        number: u64,
-        kind: &'static str,
-    ) -> Arc<Component> {
-        self.shared.board.add(room, name, number, kind)
-    }
-
-    fn keep<A>(
-        &mut self,
-        component: &Arc<Component>,
-        exits: &Recipient<Exited>,
-        make: impl FnOnce() -> A + Send + 'static,
-    ) -> Addr<A>
-    where
-        A: Actor<Context = Context<A>> + actix::Supervised,
-    {
-        let arbiter = &self.arbiters[self.next_arbiter % self.arbiters.len()];
-        self.next_arbiter += 1;
-        keep(arbiter, component.clone(), &self.shared.board.metrics, exits.clone(), make)
-    }
-
-    /// The components in flow order, a stage at a time.
-    fn stages(&self) -> [Vec<Arc<Component>>; 3] {
-        let sources = self.sources.iter().map(|(_, component)| component.clone()).collect();
-        let members = self.members.iter().map(|(_, component)| component.clone()).collect();
-        let streams = self.streams.values().map(|(_, component)| component.clone());
-        let sinks = self.sinks.values().map(|(_, component)| component.clone());
-        [sources, members, streams.chain(sinks).collect()]
-    }
+fn lock(crew: &Mutex<Crew>) -> MutexGuard<'_, Crew> {
+    crew.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.start_all(ctx.address().recipient());
+        let (part, arbiters) = (self.part.clone(), self.arbiters.clone());
+        let exits = ctx.address().recipient();
+        let mut crew = Crew::new(part, self.shared.clone(), arbiters, exits);
+        crew.fill(&self.edition().topology);
+        self.crew = Some(Arc::new(Mutex::new(crew)));
     }
 }
 
@@ -265,18 +137,14 @@ impl Handler<Inspect> for Supervisor {
 
     fn handle(&mut self, _: Inspect, _: &mut Self::Context) -> Self::Result {
         let board = self.shared.board.clone();
-        let in_file = |name: &&str| self.streams.contains_key(*name);
-        let asked: Vec<_> = self
-            .topology
-            .streams
-            .iter()
-            .map(|spec| &*spec.name)
-            .filter(in_file)
-            .map(|name| {
-                let (actor, component) = &self.streams[name];
+        let edition = self.edition();
+        let names = edition.topology.streams.iter().map(|spec| &*spec.name);
+        let asked: Vec<_> = names
+            .filter_map(|name| {
+                let (actor, component) = self.stream(name)?;
                 // One that waits to start anew reads its messages only then.
                 let down = matches!(component.state(), State::Down(_));
-                (name.to_owned(), (!down).then(|| actor.send(Status)))
+                Some((name.to_owned(), (!down).then(|| actor.send(Status))))
             })
             .collect();
         Box::pin(async move {
@@ -313,10 +181,20 @@ impl Handler<Inspect> for Supervisor {
     }
 }
 
+/// Wipes what was said of the groups of streams that are gone.
+fn forget(metrics: &Metrics, before: &Topology, now: &Topology) {
+    let gone = before.groups.iter().filter(|group| now.stream(&group.from).is_none());
+    for group in gone {
+        let labels = GroupLabels { stream: group.from.clone(), group: group.name.to_string() };
+        metrics.lag.remove(&labels);
+        metrics.pending.remove(&labels);
+    }
+}
+
 fn component_status(component: &Component) -> ComponentStatus {
     ComponentStatus {
         name: component.to_string(),
-        kind: component.kind,
+        kind: component.kind(),
         state: match component.state() {
             State::Starting => "starting",
             State::Up => "up",
@@ -328,14 +206,41 @@ fn component_status(component: &Component) -> ComponentStatus {
     }
 }
 
+impl Handler<Reload> for Supervisor {
+    type Result = ResponseFuture<Result<Applied, Faults>>;
+
+    fn handle(&mut self, edit: Reload, _: &mut Self::Context) -> Self::Result {
+        let (crew, turn, editions) = (self.crew.clone(), self.turn.clone(), self.editions.clone());
+        let stopping = self.stopping.clone();
+        let board = self.shared.board.clone();
+        Box::pin(async move {
+            let metrics = &board.metrics;
+            let _turn = turn.lock().await;
+            let running = editions.borrow().clone();
+            let file = edit.topology.file.display().to_string();
+            let stops = || Faults::whole(&file, "not applied: the process is stopping".to_owned());
+            let crew = crew.filter(|_| !stopping.is_cancelled()).ok_or_else(stops)?;
+            let reload = reload::Reload { crew, old: running.topology.clone(), stopping };
+            let changes = reload.apply(&edit.topology).await?;
+            forget(metrics, &running.topology, &edit.topology);
+            let edition = Arc::new(running.next(Arc::new(edit.topology)));
+            editions.send_replace(edition.clone());
+            Ok(Applied { edition, changes })
+        })
+    }
+}
+
 impl Handler<Drain> for Supervisor {
     type Result = ResponseFuture<Drained>;
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
-        let stages = self.stages();
-        let deadline = Instant::now() + self.topology.runtime.drain;
+        self.stopping.cancel();
+        let (crew, turn) = (self.crew.clone(), self.turn.clone());
+        let deadline = Instant::now() + self.edition().topology.runtime.drain;
         Box::pin(async move {
+            let _turn = turn.lock().await; // an edit under way begins nothing any more
             let mut drained = Drained::default();
+            let stages = crew.map(|crew| lock(&crew).stages()).unwrap_or_default();
             for stage in stages {
                 for component in &stage {
                     component.stop.cancel();

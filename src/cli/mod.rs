@@ -4,6 +4,7 @@ pub mod check;
 pub mod dead;
 pub mod graph;
 pub mod group;
+mod health;
 mod idle;
 pub mod peek;
 pub mod publish;

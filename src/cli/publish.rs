@@ -9,10 +9,17 @@ use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::{Wrong, find_stream, load, open};
+use crate::actor::message::Down;
+use crate::actor::traced::Sends;
 use crate::event::{Event, EventId, Origin, Sequence, now_us};
 use crate::source::{BATCH_BYTES, BATCH_EVENTS};
 use crate::spec::units;
 use crate::stream::{Append, Appended, Writer};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
+
+/// What its events say they come from.
+const SOURCE: &str = "publish";
 
 /// Events by hand: BODY or standard input once, or a message every interval.
 #[derive(Debug, clap::Args)]
@@ -40,19 +47,27 @@ pub async fn run(args: Args) -> Result<()> {
     let interval = units::duration(&args.interval)
         .map_err(|why| Wrong::Usage(format!("--interval {}: {why}", args.interval)))?;
     let topology = load(&args.file)?;
-    let backend = open(&topology, find_stream(&topology, &args.stream)?).await?;
+    let stream = find_stream(&topology, &args.stream)?;
+    let backend = open(&topology, stream).await?;
+    let (traces, instance) = (Traces::default(), &topology.runtime.instance);
+    let exporter = traces.turn(topology.tracing.as_ref(), instance, &Metrics::default())?;
     let run = uuid::Uuid::new_v4();
     let mut publisher = Publisher {
         writer: backend.writer().await?,
         origin: Origin::new(Sequence::Count, &[b"publish", run.as_bytes()]),
-        source: "publish".into(),
+        source: SOURCE.into(),
+        sends: Sends::of_source(&traces, stream, SOURCE, false),
         sent: 0,
     };
-    match args.body.as_deref() {
-        Some("-") => publisher.lines().await?,
-        Some(body) => publisher.send(vec![Bytes::copy_from_slice(body.as_bytes())]).await?,
-        None => publisher.messages(&args.kind, interval, args.count).await?,
+    let published = match args.body.as_deref() {
+        Some("-") => publisher.lines().await,
+        Some(body) => publisher.send(vec![Bytes::copy_from_slice(body.as_bytes())]).await,
+        None => publisher.messages(&args.kind, interval, args.count).await,
+    };
+    if let Some(exporter) = exporter {
+        exporter.stop();
     }
+    published?;
     println!("published {} to {}", publisher.sent, args.stream);
     Ok(())
 }
@@ -61,6 +76,7 @@ struct Publisher {
     writer: Box<dyn Writer>,
     origin: Origin,
     source: Arc<str>,
+    sends: Sends,
     sent: u64,
 }
 
@@ -68,7 +84,7 @@ impl Publisher {
     async fn send(&mut self, bodies: Vec<Bytes>) -> Result<()> {
         let time_us = now_us();
         let first = self.sent + 1;
-        let events: Vec<Event> = (first..)
+        let mut events: Vec<Event> = (first..)
             .zip(bodies)
             .map(|(n, body)| {
                 let id = EventId::new(self.origin, n, self.origin.bits());
@@ -76,15 +92,32 @@ impl Publisher {
             })
             .collect();
         let count = events.len() as u64;
+        let spans = self.sends.begin(&mut events);
         let append = Append { origin: self.source.clone(), moves: Vec::new(), events };
-        match self.writer.append(&[append]).await?.first() {
-            Some(Appended::Durable) => self.sent += count,
-            Some(Appended::Full(behind)) => bail!(
+        let mut failure = None;
+        let answer = match self.writer.append(&[append]).await {
+            Ok(appended) => Ok(appended.into_iter().next().unwrap_or(Appended::Rewound)),
+            Err(error) => {
+                let cause = format!("{error:#}").into();
+                failure = Some(error);
+                Err(Down::Failed(cause))
+            }
+        };
+        self.sends.end(spans, count, &answer);
+        match answer {
+            Ok(Appended::Durable) => self.sent += count,
+            Ok(Appended::Full(behind)) => bail!(
                 "the stream is full: its slowest group is {behind} events behind \
                  ({} were published)",
                 self.sent
             ),
-            _ => bail!("the stream did not take the events ({} were published)", self.sent),
+            Ok(Appended::Rewound) => {
+                bail!("the stream did not take the events ({} were published)", self.sent)
+            }
+            Err(_) => {
+                let error = failure.unwrap_or_else(|| anyhow::anyhow!("the stream is away"));
+                return Err(error.context(format!("{} were published", self.sent)));
+            }
         }
         Ok(())
     }

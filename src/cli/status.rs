@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::ask::Asked;
 use self::draw::Paper;
-use super::{load, open, print};
+use super::{health, load, open, print};
 use crate::stream::{Backend, StreamStatus};
 use crate::topology::Topology;
 use crate::web::state::State;
@@ -37,11 +37,17 @@ pub struct Args {
     /// Streams, groups and members as JSON, in the shape of `/streams`
     #[arg(long)]
     json: bool,
+    /// Only ask the process that runs the file whether all works: exit code 0, or 1 and what does not
+    #[arg(long, conflicts_with_all = ["once", "json"])]
+    healthy: bool,
 }
 
 /// Shows the state, every second on a terminal and once anywhere else.
 pub async fn run(args: Args) -> Result<()> {
     let topology = load(&args.file)?;
+    if args.healthy {
+        return health::ask(&topology);
+    }
     let mut looker = Looker { topology, streams: Vec::new() };
     let term = Term::stdout();
     let terminal = std::io::stdout().is_terminal();

@@ -17,7 +17,7 @@ fn problem(path: &[&str], message: String) -> Problem {
 
 /// Whether a text has the form of its type.
 pub(super) fn check_text(ty: Ty, text: &str) -> Result<(), Wrong> {
-    if text.is_empty() && !matches!(ty, Ty::Pointer) {
+    if text.is_empty() && !matches!(ty, Ty::Pointer | Ty::UrlOrNone(_)) {
         return Err("is empty".into());
     }
     if text.len() > TEXT_MAX {
@@ -32,7 +32,8 @@ pub(super) fn check_text(ty: Ty, text: &str) -> Result<(), Wrong> {
         Ty::Route => route(text),
         Ty::Listen => listen(text),
         Ty::Metric if !is_metric(text) => Err("is no metric's name".into()),
-        Ty::Url(schemes) => url(schemes, text),
+        Ty::UrlOrNone(_) if text.is_empty() => Ok(()),
+        Ty::Url(schemes) | Ty::UrlOrNone(schemes) => url(schemes, text),
         _ => Ok(()),
     }
 }

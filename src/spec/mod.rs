@@ -71,6 +71,8 @@ pub enum Ty {
     Metric,
     /// A URL with one of these schemes. Its password is never printed → [`Value::Str`].
     Url(&'static [&'static str]),
+    /// The same, or nothing at all: what a variable can turn off → [`Value::Str`].
+    UrlOrNone(&'static [&'static str]),
     /// A URL with one of these schemes, or a list of such. No password is ever printed →
     /// [`Value::List`].
     Urls(&'static [&'static str]),

@@ -169,7 +169,7 @@ fn read(key: &Key, owner: &str, raw: &config::Value) -> Result<Option<Value>, Ve
 /// value is long or may hold a secret.
 fn said(key: &Key, raw: &config::Value) -> String {
     let value = match &raw.kind {
-        _ if matches!(key.ty, Ty::Url(_) | Ty::Urls(_) | Ty::Secrets) => None,
+        _ if matches!(key.ty, Ty::Url(_) | Ty::UrlOrNone(_) | Ty::Urls(_) | Ty::Secrets) => None,
         ValueKind::String(text) => Some(format!("\"{}\"", shown(text))),
         ValueKind::Boolean(on) => Some(on.to_string()),
         ValueKind::I64(number) => Some(number.to_string()),
@@ -322,6 +322,9 @@ impl Ty {
                 "letters, digits, `_` and `:`, not starting with a digit".to_owned()
             }
             Ty::Url(schemes) => format!("a URL that starts with {}", starts(schemes)),
+            Ty::UrlOrNone(schemes) => {
+                format!("a URL that starts with {}, or `\"\"`", starts(schemes))
+            }
             Ty::Urls(schemes) => {
                 format!("a URL that starts with {}, or a list of such", starts(schemes))
             }

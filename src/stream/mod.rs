@@ -277,6 +277,8 @@ pub struct Kind {
     pub capabilities: Capabilities,
     /// Rules between its keys.
     pub check: fn(&Values) -> Vec<Complaint>,
+    /// Where its events are kept, in a few words without a secret.
+    pub place: fn(&StreamSpec) -> String,
     /// What it and its groups take for themselves.
     pub claims: fn(&StreamSpec) -> Vec<Claim>,
     /// Opens it, and creates every group of the spec that it does not have.

@@ -10,7 +10,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::spec::Room;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{ComponentLabels, Metrics};
+use crate::telemetry::outages::Outages;
 use crate::telemetry::taps::Taps;
 use crate::telemetry::traces::Traces;
 
@@ -36,8 +37,7 @@ pub struct Component {
     pub name: Arc<str>,
     /// Its number among the actors of that table, from 1.
     pub number: u64,
-    /// The kind of its plug-in.
-    pub kind: &'static str,
+    kind: Mutex<&'static str>,
     state: watch::Sender<State>,
     restarts: AtomicU64,
     last_error: Mutex<Option<LastError>>,
@@ -45,8 +45,13 @@ pub struct Component {
     progress: AtomicBool,
     spent: AtomicBool,
     changed: Arc<Notify>,
+    was_up: AtomicBool,
+    renewal: Mutex<CancellationToken>,
+    outages: Arc<Outages>,
     /// Asks it to drain and stop.
     pub stop: CancellationToken,
+    /// Ends it where it stands: it did not stop in time.
+    pub abort: CancellationToken,
     /// It has stopped for good.
     pub done: CancellationToken,
 }
@@ -67,26 +72,69 @@ impl Component {
         number: u64,
         kind: &'static str,
         changed: Arc<Notify>,
+        outages: &Arc<Outages>,
     ) -> Self {
         Self {
             changed,
             room,
             name: name.clone(),
             number,
-            kind,
+            kind: Mutex::new(kind),
             state: watch::Sender::new(State::Starting),
             restarts: AtomicU64::new(0),
             last_error: Mutex::new(None),
             exit: Mutex::new(None),
             progress: AtomicBool::new(false),
             spent: AtomicBool::new(false),
+            was_up: AtomicBool::new(false),
+            renewal: Mutex::default(),
+            outages: outages.clone(),
             stop: CancellationToken::new(),
+            abort: CancellationToken::new(),
             done: CancellationToken::new(),
         }
     }
 
+    /// The kind of its plug-in.
+    pub fn kind(&self) -> &'static str {
+        *self.kind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the actor to begin a new life, with a new spec, as soon as what it is at is done:
+    /// mailbox and addresses stay valid, and it is no restart after a failure.
+    pub fn renew(&self, kind: &'static str) {
+        *self.kind.lock().unwrap_or_else(PoisonError::into_inner) = kind;
+        self.renewal().cancel();
+    }
+
+    /// Cancelled once a new life is wanted. Each life has its own.
+    pub fn renewal(&self) -> CancellationToken {
+        self.renewal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a new life is wanted; that wish is fulfilled now.
+    pub fn take_renewal(&self) -> bool {
+        let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = renewal.is_cancelled();
+        if wanted {
+            *renewal = CancellationToken::new();
+        }
+        wanted
+    }
+
+    /// It is to work somewhere else: that it worked tells nothing of there.
+    pub fn moved(&self) {
+        self.was_up.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it ever worked where it is.
+    pub fn was_up(&self) -> bool {
+        self.was_up.load(Ordering::Relaxed)
+    }
+
     /// The actor is ready to work.
     pub fn up(&self) {
+        self.was_up.store(true, Ordering::Relaxed);
         self.set(State::Up);
     }
 
@@ -115,8 +163,9 @@ impl Component {
         self.progress.swap(false, Ordering::Relaxed)
     }
 
-    /// The actor ended and will start anew.
+    /// The actor ended and will start anew. The log says so, unless it has.
     pub fn down(&self, cause: &str) {
+        self.outages.failed(self, cause);
         let cause: Arc<str> = cause.into();
         self.restarts.fetch_add(1, Ordering::Relaxed);
         self.note(&cause);
@@ -133,6 +182,11 @@ impl Component {
     pub fn finish(&self) {
         self.set(State::Done);
         self.done.cancel();
+    }
+
+    /// Its table in the topology, with the name: `group.writer`, also of its second member.
+    pub fn table(&self) -> String {
+        format!("{}.{}", self.room.noun(), self.name)
     }
 
     /// What it is at.
@@ -168,7 +222,7 @@ impl Component {
 
 impl fmt::Display for Component {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.room.noun(), self.name)?;
+        f.write_str(&self.table())?;
         if matches!(self.room, Room::Group | Room::Source) && self.number > 1 {
             write!(f, "/{}", self.number)?;
         }
@@ -187,6 +241,7 @@ pub struct Board {
     pub taps: Taps,
     /// Told, for the one who shows it, whenever an actor's state changes.
     pub changed: Arc<Notify>,
+    outages: Arc<Outages>,
     components: RwLock<Vec<Arc<Component>>>,
 }
 
@@ -199,14 +254,36 @@ impl Board {
         number: u64,
         kind: &'static str,
     ) -> Arc<Component> {
-        let component = Arc::new(Component::new(room, name, number, kind, self.changed.clone()));
+        let changed = self.changed.clone();
+        let component = Component::new(room, name, number, kind, changed, &self.outages);
+        let component = Arc::new(component);
         self.components.write().unwrap_or_else(PoisonError::into_inner).push(component.clone());
         component
+    }
+
+    /// Wipes the line of what has stopped for good, and what it said of itself.
+    pub fn remove(&self, gone: &Arc<Component>) {
+        let mut components = self.components.write().unwrap_or_else(PoisonError::into_inner);
+        components.retain(|component| !Arc::ptr_eq(component, gone));
+        if components.iter().all(|component| component.table() != gone.table()) {
+            self.outages.gone(&gone.table());
+        }
+        self.metrics.up.remove(&ComponentLabels { component: gone.to_string() });
     }
 
     /// Every line.
     pub fn all(&self) -> Vec<Arc<Component>> {
         self.components.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Members of a group held events for longer than their lease, and others have them now.
+    pub fn taken_over(&self, group: &Arc<str>, events: usize) {
+        self.outages.taken_over(group, events);
+    }
+
+    /// Tells the log what works again. To be called every now and then.
+    pub fn look(&self) {
+        self.outages.look(&self.all());
     }
 
     /// What does not work, and why, as `/healthz` says it.
@@ -215,14 +292,10 @@ impl Board {
             .all()
             .iter()
             .filter_map(|component| match component.state() {
-                State::Down(cause) => Some(Trouble {
-                    name: format!("{}.{}", component.room.noun(), component.name),
-                    cause,
-                }),
-                State::Starting => Some(Trouble {
-                    name: format!("{}.{}", component.room.noun(), component.name),
-                    cause: "is starting".into(),
-                }),
+                State::Down(cause) => Some(Trouble { name: component.table(), cause }),
+                State::Starting => {
+                    Some(Trouble { name: component.table(), cause: "is starting".into() })
+                }
                 State::Up | State::Done => None,
             })
             .collect();

@@ -97,6 +97,13 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 /// A histogram of events, some of which can be looked at.
 pub type Ages = HistogramWithExemplars<Exemplar>;
 
+/// Of edits of the topology file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReloadLabels {
+    /// `applied` or `refused`
+    pub result: &'static str,
+}
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -144,6 +151,12 @@ pub struct Metrics {
     pub query_seconds: Histograms<QueryLabels>,
     /// Whether an actor works.
     pub up: Family<ComponentLabels, Gauge>,
+    /// Edits of the topology file.
+    pub reloads: Family<ReloadLabels, Counter>,
+    /// The generation of what runs.
+    pub generation: Gauge,
+    /// Whether the last edit was refused.
+    pub refused_edit: Gauge,
     /// Spans the collector took.
     pub spans_exported: Counter,
     /// Spans that were lost.
@@ -184,6 +197,9 @@ impl Default for Metrics {
             query_seconds: table
                 .declare(table::QUERY_SECONDS, Family::new_with_constructor(seconds)),
             up: table.declare(table::UP, Family::default()),
+            reloads: table.declare(table::RELOADS, Family::default()),
+            generation: table.declare(table::GENERATION, Gauge::default()),
+            refused_edit: table.declare(table::REFUSED_EDIT, Gauge::default()),
             spans_exported: table.declare(table::SPANS_EXPORTED, Counter::default()),
             spans_dropped: table.declare(table::SPANS_DROPPED, Family::default()),
             registry: Mutex::default(),

@@ -31,4 +31,15 @@ impl Edition {
     pub fn first(topology: Arc<Topology>) -> Self {
         Self { generation: 1, topology, since_us: crate::event::now_us(), refused: None }
     }
+
+    /// What runs once an edit is applied to it.
+    pub fn next(&self, topology: Arc<Topology>) -> Self {
+        Self { generation: self.generation + 1, ..Self::first(topology) }
+    }
+
+    /// The same, with the news that an edit of it was refused.
+    pub fn with_refused(&self, faults: Vec<String>) -> Self {
+        let refused = Refused { time_us: crate::event::now_us(), faults };
+        Self { refused: Some(refused), ..self.clone() }
+    }
 }

@@ -28,6 +28,11 @@ impl Faults {
         let faults = vec![Fault { place: None, variable: None, message }];
         Self { file: file.to_owned(), faults }
     }
+
+    /// Each as it is printed.
+    pub fn lines(&self) -> Vec<String> {
+        self.faults.iter().map(|fault| Shown(&self.file, fault).to_string()).collect()
+    }
 }
 
 /// A fault or a warning as it is printed: `file:line:column: message`, or the variable instead.

@@ -4,12 +4,14 @@
 //! - `read`, `interpolate`, `overrides`, `places`: TOML with places, variables, and layers.
 //! - [`tables`]: the keys there are, each declared once.
 //! - `check`: everything that can be wrong, at once, as [`Faults`]; else a [`Topology`].
+//! - [`compare`]: what an edit of it changes.
 //! - [`edition`]: the one that runs, and what became of the last edit.
 //! - [`promise`]: what each route promises.
 //! - [`graph`]: the same as a picture.
 //! - [`schema`]: the keys as a JSON Schema, for editors.
 
 mod check;
+pub mod compare;
 pub mod edition;
 pub mod env;
 mod fault;
@@ -32,10 +34,11 @@ pub use fault::{Fault, Faults, Shown};
 pub use read::FILE_MAX;
 pub use tables::Kinds;
 
+use self::places::Places;
 use crate::sink::{self, SinkSpec};
 use crate::source::{self, SourceSpec};
 use crate::spec::text::{Secret, redact};
-use crate::spec::{Ty, Values, units};
+use crate::spec::{Room, Ty, Values, units};
 use crate::stream::{GroupSpec, StreamSpec};
 
 /// A topology file, checked. Components stand in the order of the file.
@@ -61,6 +64,8 @@ pub struct Topology {
     pub queries: Vec<QuerySpec>,
     /// What works and is likely not meant.
     pub warnings: Vec<Fault>,
+    /// Where each key stands.
+    places: Arc<Places>,
 }
 
 /// `[runtime]`
@@ -218,6 +223,19 @@ impl Topology {
     /// The sink of this name.
     pub fn sink(&self, name: &str) -> Option<&SinkSpec> {
         self.sinks.iter().find(|sink| &*sink.name == name)
+    }
+
+    /// What is wrong with a component's `key` (with the component, where it has none of that name)
+    /// for a reason that the file alone does not tell.
+    pub fn fault(&self, room: Room, name: &str, key: &str, message: String) -> Faults {
+        self.fault_at(&[room.noun(), name, key], message)
+    }
+
+    /// The same of what stands at `path`.
+    pub fn fault_at(&self, path: &[&str], message: String) -> Faults {
+        let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
+        let fault = self.places.fault(&path, false, message);
+        Faults { file: self.file.display().to_string(), faults: vec![fault] }
     }
 
     /// What is printed of the warnings: a line each.

@@ -153,6 +153,7 @@ fn of(ty: Ty) -> Json {
         Ty::Listen => text("^.+:[0-9]+$"),
         Ty::Metric => text("^[A-Za-z_:][A-Za-z0-9_:]*$"),
         Ty::Url(schemes) => text(&format!("^({})://", schemes.join("|"))),
+        Ty::UrlOrNone(schemes) => text(&format!("^(({})://|$)", schemes.join("|"))),
         Ty::Urls(schemes) => {
             let one = of(Ty::Url(schemes));
             json!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1 }] })

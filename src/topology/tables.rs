@@ -123,9 +123,9 @@ static TLS: &[Key] = &[
 pub static TRACING: &[Key] = &[
     Key {
         name: "otlp",
-        ty: Ty::Url(&["http", "https"]),
+        ty: Ty::UrlOrNone(&["http", "https"]),
         default: Toml("\"http://localhost:4317\""),
-        doc: "Where spans go: an OTLP collector's gRPC address.",
+        doc: "Where spans go: an OTLP collector's gRPC address. Empty: as without this table.",
     },
     Key {
         name: "service",

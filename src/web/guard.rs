@@ -35,6 +35,13 @@ impl Guard {
         })
     }
 
+    /// Whether it has the limits of `http`.
+    pub fn is_of(&self, http: &Http) -> bool {
+        self.tokens == http.tokens
+            && self.body_max == http.max_body
+            && self.requests_max == http.max_in_flight
+    }
+
     /// Whether a token is asked for.
     pub fn asks(&self) -> bool {
         !self.tokens.is_empty()

@@ -41,7 +41,7 @@ impl Inside {
             supervisor: served.supervisor.clone(),
             queries: Box::new(move || {
                 let served = queries.clone();
-                async move { served.queries.troubles().await }.boxed_local()
+                async move { served.now().queries.troubles().await }.boxed_local()
             }),
         };
         let live = Live::start(builder, served.editions.clone(), asker);
@@ -49,7 +49,7 @@ impl Inside {
     }
 
     fn guard(&self) -> Arc<Guard> {
-        self.served.intake.guard().clone()
+        self.served.now().intake.guard().clone()
     }
 
     /// Names under which this machine may be asked without a token.

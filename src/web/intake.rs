@@ -21,6 +21,7 @@ use crate::source::http::Ids;
 use crate::source::http::body::{Format, read};
 use crate::spec::{Room, Ty};
 use crate::telemetry::board::Board;
+use crate::telemetry::logs;
 use crate::telemetry::metrics::{RequestLabels, RequestedLabels};
 use crate::telemetry::traces::request::{Asked, Request};
 use crate::topology::{Topology, needs_http};
@@ -157,7 +158,7 @@ impl Intake {
         let traced = self.board.traces.request(asked(request, &post.source));
         let taking = self.take_admitted(post, request, payload, pass, traced.trace.as_deref());
         let answer = taking.instrument(traced.span.clone()).await;
-        answered(traced, &answer);
+        answered(traced, &post.source, &answer);
         answer
     }
 
@@ -195,7 +196,7 @@ impl Intake {
         let traced = self.board.traces.request(asked(request, first));
         let running = self.run(name.map(|_| first), request, traced.trace.as_deref());
         let answer = running.instrument(traced.span.clone()).await;
-        answered(traced, &answer);
+        answered(traced, first, &answer);
         answer
     }
 
@@ -273,12 +274,21 @@ fn asked<'a>(request: &'a HttpRequest, source: &'a SourceSpec) -> Asked<'a> {
     }
 }
 
-fn answered(traced: Request, answer: &Result<HttpResponse, Problem>) {
-    match answer {
-        Ok(response) => traced.answered(response.status().as_u16(), None),
-        Err(problem) => {
-            traced.answered(problem.status_code().as_u16(), Some(&problem.to_string()));
+fn answered(traced: Request, source: &SourceSpec, answer: &Result<HttpResponse, Problem>) {
+    let problem = match answer {
+        Ok(response) => {
+            traced.answered(response.status().as_u16(), None);
+            return;
         }
+        Err(problem) => problem,
+    };
+    let status = problem.status_code();
+    let trace = traced.answered(status.as_u16(), Some(&problem.to_string()));
+    // That a stream is away is told once, and not by each request, but to who asks for it.
+    if status.is_server_error() {
+        let (trace_id, span_id) = logs::ids(trace.as_deref());
+        let (source, status) = (&source.name, status.as_u16());
+        tracing::debug!(%source, status, trace_id, span_id, "a request failed: {problem}");
     }
 }
 

@@ -11,13 +11,17 @@ mod openapi;
 mod page;
 mod problem;
 mod query;
+mod server;
+mod serving;
 pub mod state;
+mod tls;
 
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use actix::Addr;
 use actix_web::dev::ServerHandle;
+use actix_web::http::Method;
 use actix_web::http::header::{ACCEPT, ContentType};
 use actix_web::{
     App, FromRequest, Handler, HttpRequest, HttpResponse, HttpServer, Resource, Responder,
@@ -25,44 +29,28 @@ use actix_web::{
 };
 use anyhow::{Context, Result};
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use self::guard::Guard;
 use self::inside::Inside;
-use self::intake::Intake;
 use self::problem::Problem;
-use self::query::Queries;
-use crate::actor::message::Inspect;
-use crate::actor::supervisor::{Part, Supervisor};
-use crate::spec::Room;
+pub use self::server::Server;
+use self::serving::Serving;
+use crate::actor::message::{Applied, Inspect};
+use crate::actor::reload::Changes;
+use crate::actor::supervisor::Supervisor;
 use crate::telemetry::board::{Board, Trouble};
 use crate::telemetry::metrics::Exposition;
-use crate::topology::edition::Edition;
-use crate::topology::{Http, Tls};
+use crate::topology::Faults;
+use crate::topology::edition::{Edition, Refused};
+
+/// Where edits of the topology are asked for, and answered.
+pub type Reloads = mpsc::Sender<oneshot::Sender<Result<Applied, Faults>>>;
 
 /// Threads that answer requests.
 const WORKERS: usize = 2;
 /// Seconds that open connections get when the server stops.
 const STOP_SECONDS: u64 = 1;
-
-/// What listens; stop it before the process ends.
-pub struct Server {
-    handles: Vec<ServerHandle>,
-    inside: web::Data<Inside>,
-}
-
-impl Server {
-    /// Stops listening, and gives open connections a moment.
-    pub async fn stop(self) {
-        self.inside.stop();
-        for handle in self.handles {
-            handle.stop(true).await;
-        }
-    }
-}
 
 /// What the handlers know.
 struct Served {
@@ -70,49 +58,21 @@ struct Served {
     editions: watch::Receiver<Arc<Edition>>,
     supervisor: Addr<Supervisor>,
     board: Arc<Board>,
-    intake: Intake,
-    queries: Queries,
-    /// Names of the components that posts and triggers need.
-    needed: Vec<String>,
-    /// Requests are what the process is here for, among others.
-    requested: bool,
+    /// What is served because the topology says so. An edit replaces it.
+    serving: RwLock<Arc<Serving>>,
+    /// Where edits are asked for.
+    reloads: Reloads,
 }
 
-/// Listens on `listen`, and on `admin` where it is given; then what shows the inside of the
-/// process is served there alone.
-pub fn start(
-    http: &Http,
-    editions: watch::Receiver<Arc<Edition>>,
-    part: &Part,
-    supervisor: &Addr<Supervisor>,
-    board: &Arc<Board>,
-) -> Result<Server> {
-    let guard = Guard::new(http);
-    let topology = editions.borrow().topology.clone();
-    let queries = Queries::new(&topology, guard.clone(), board.clone())?;
-    let intake = Intake::new(&topology, guard, board, |room, name| part.has(room, name));
-    let sources = intake.posts().map(|(_, source)| source).chain(intake.triggers());
-    let needed = sources.flat_map(|source| {
-        let (own, to) = (Room::Source.noun(), Room::Stream.noun());
-        [format!("{own}.{}", source.name), format!("{to}.{}", source.to)]
-    });
-    let needed: Vec<_> = needed.collect();
-    let requested = !needed.is_empty() || !queries.specs().is_empty();
-    let (supervisor, board) = (supervisor.clone(), board.clone());
-    let served = Served { editions, supervisor, board, intake, queries, needed, requested };
-    let served = web::Data::new(served);
-    let inside = web::Data::new(Inside::start(&served));
-    let (tls, all) = (http.tls.as_ref(), http.admin.is_none());
-    let mut handles =
-        vec![listen(&http.listen, tls, Side { inside: all, intake: true }, &served, &inside)?];
-    if let Some(admin) = &http.admin {
-        handles.push(listen(admin, tls, Side { inside: true, intake: false }, &served, &inside)?);
+impl Served {
+    /// What is served now.
+    fn now(&self) -> Arc<Serving> {
+        self.serving.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
-    Ok(Server { handles, inside })
 }
 
 /// What of it one address serves.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Side {
     /// What shows the inside of the process.
     inside: bool,
@@ -120,15 +80,13 @@ struct Side {
     intake: bool,
 }
 
-fn listen(
-    address: &str,
-    tls: Option<&Tls>,
+fn serve(
+    listener: TcpListener,
+    tls: Option<ServerConfig>,
     side: Side,
     served: &web::Data<Served>,
     within: &web::Data<Inside>,
 ) -> Result<ServerHandle> {
-    let listener = TcpListener::bind(address)
-        .with_context(|| format!("cannot listen on {address} (is another program there?)"))?;
     let (served, within) = (served.clone(), within.clone());
     let server = HttpServer::new(move || {
         let app = App::new()
@@ -140,16 +98,16 @@ fn listen(
             true => app
                 .service(shown("/streams", streams))
                 .service(shown("/metrics", metrics))
+                .service(web::resource("/api/reload").route(web::to(reload)))
                 .app_data(within.clone())
                 .configure(inside::configure),
             false => app,
         };
         match side.intake {
-            true => {
-                let api = openapi::describe(&served.intake, &served.queries, side.inside);
-                let api = move || std::future::ready(HttpResponse::Ok().json(api.clone()));
-                app.service(shown("/openapi.json", api)).default_service(web::to(others))
-            }
+            true => app
+                .app_data(web::Data::new(side))
+                .service(shown("/openapi.json", described))
+                .default_service(web::to(others)),
             false => app.default_service(web::to(nothing)),
         }
     })
@@ -157,10 +115,10 @@ fn listen(
     .disable_signals()
     .shutdown_timeout(STOP_SECONDS);
     let server = match tls {
-        Some(tls) => server.listen_rustls_0_23(listener, tls_config(tls)?),
+        Some(tls) => server.listen_rustls_0_23(listener, tls),
         None => server.listen(listener),
     };
-    let server = server.with_context(|| format!("cannot serve on {address}"))?.run();
+    let server = server.context("cannot serve HTTP")?.run();
     let handle = server.handle();
     actix_rt::spawn(server);
     Ok(handle)
@@ -180,20 +138,6 @@ where
         .default_service(web::to(other))
 }
 
-fn tls_config(tls: &Tls) -> Result<ServerConfig> {
-    let cert = || format!("cannot read [http] tls.cert {} (PEM is wanted)", tls.cert.display());
-    let key = || format!("cannot read [http] tls.key {} (PEM is wanted)", tls.key.display());
-    let certs: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(&tls.cert).with_context(cert)?.collect();
-    let private = PrivateKeyDer::from_pem_file(&tls.key).with_context(key)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(certs.with_context(cert)?, private)
-        .context("[http] tls: the key does not belong to the certificate")
-}
-
 async fn livez() -> impl Responder {
     HttpResponse::Ok().content_type(ContentType::plaintext()).body("alive\n")
 }
@@ -203,35 +147,42 @@ async fn livez() -> impl Responder {
 struct Health {
     healthy: bool,
     troubles: Vec<Trouble>,
+    /// Of the topology that runs.
+    generation: u64,
+    /// The last edit of it, where it was refused.
+    refused: Option<Refused>,
 }
 
 impl Health {
-    fn answer(troubles: Vec<Trouble>, ready: bool) -> HttpResponse {
+    fn answer(served: &Served, troubles: Vec<Trouble>, ready: bool) -> HttpResponse {
         let mut answer = match ready {
             true => HttpResponse::Ok(),
             false => HttpResponse::ServiceUnavailable(),
         };
-        answer.json(Health { healthy: troubles.is_empty(), troubles })
+        let Edition { generation, refused, .. } = &**served.editions.borrow();
+        let (generation, refused) = (*generation, refused.clone());
+        answer.json(Health { healthy: troubles.is_empty(), troubles, generation, refused })
     }
 }
 
 async fn healthz(served: web::Data<Served>) -> impl Responder {
     let mut troubles = served.board.troubles();
-    troubles.extend(served.queries.troubles().await);
+    troubles.extend(served.now().queries.troubles().await);
     let healthy = troubles.is_empty();
-    Health::answer(troubles, healthy)
+    Health::answer(&served, troubles, healthy)
 }
 
 /// Where requests make events or ask for rows, what they need decides: a sink that is away does not
 /// stop those that make events.
 async fn readyz(served: web::Data<Served>) -> impl Responder {
     let mut troubles = served.board.troubles();
-    let needed = &served.needed;
-    let away = troubles.iter().any(|it| !served.requested || needed.contains(&it.name));
-    let unanswered = served.queries.troubles().await;
+    let serving = served.now();
+    let needed = &serving.needed;
+    let away = troubles.iter().any(|it| !serving.requested || needed.contains(&it.name));
+    let unanswered = serving.queries.troubles().await;
     let ready = !away && unanswered.is_empty();
     troubles.extend(unanswered);
-    Health::answer(troubles, ready)
+    Health::answer(&served, troubles, ready)
 }
 
 async fn streams(served: web::Data<Served>) -> impl Responder {
@@ -264,13 +215,61 @@ async fn others(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
-    if let Some(answer) = served.queries.answer(&request).await {
+    let serving = served.now();
+    if let Some(answer) = serving.queries.answer(&request).await {
         return Ok(answer);
     }
-    match served.intake.answer(&request, payload).await {
+    match serving.intake.answer(&request, payload).await {
         Some(answer) => answer,
         None => Ok(nothing().await),
     }
+}
+
+/// What is served, for programs.
+async fn described(served: web::Data<Served>, side: web::Data<Side>) -> impl Responder {
+    let serving = served.now();
+    HttpResponse::Ok().json(openapi::describe(&serving.intake, &serving.queries, side.inside))
+}
+
+/// Has the topology file applied as it is now.
+async fn reload(served: web::Data<Served>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    if request.method() != Method::POST {
+        return Err(Problem::only_post());
+    }
+    let serving = served.now();
+    if !serving.intake.guard().knows(&request) {
+        return Err(Problem::stranger());
+    }
+    if !serving.intake.guard().asks() && browsed(&request) {
+        return Err(Problem::foreign());
+    }
+    let (reply, answer) = oneshot::channel();
+    let asked = served.reloads.send(reply).await.is_ok();
+    match answer.await {
+        Ok(Ok(applied)) => Ok(HttpResponse::Ok().json(Reloaded::new(&applied))),
+        Ok(Err(faults)) => Err(Problem::faulty(&faults)),
+        Err(_) if asked => Err(Problem::away("the process is stopping".to_owned())),
+        Err(_) => Err(Problem::away("this run takes no edits (--until-idle)".to_owned())),
+    }
+}
+
+/// An edit that was applied, as `/api/reload` answers it.
+#[derive(Serialize)]
+struct Reloaded<'a> {
+    generation: u64,
+    #[serde(flatten)]
+    changes: &'a Changes,
+}
+
+impl<'a> Reloaded<'a> {
+    fn new(applied: &'a Applied) -> Self {
+        Self { generation: applied.edition.generation, changes: &applied.changes }
+    }
+}
+
+/// Whether a page of a browser asks, which may be anybody's: those say so.
+fn browsed(request: &HttpRequest) -> bool {
+    ["origin", "sec-fetch-site"].iter().any(|name| request.headers().contains_key(*name))
 }
 
 async fn nothing() -> HttpResponse {

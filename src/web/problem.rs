@@ -8,6 +8,8 @@ use actix_web::http::header::{ACCEPT_ENCODING, ALLOW, RETRY_AFTER, WWW_AUTHENTIC
 use actix_web::{HttpResponse, ResponseError};
 use serde_json::json;
 
+use crate::topology::Faults;
+
 /// Seconds after which it is worth asking again.
 const RETRY_SECONDS: u64 = 1;
 
@@ -18,11 +20,13 @@ pub struct Problem {
     error: String,
     /// The methods that would do.
     allow: &'static str,
+    /// What is wrong, one by one, where it is several things.
+    faults: Vec<String>,
 }
 
 impl Problem {
     fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, error: error.into(), allow: "" }
+        Self { status, error: error.into(), allow: "", faults: Vec::new() }
     }
 
     /// 400: the request is wrong.
@@ -41,6 +45,15 @@ impl Problem {
     /// 403: whoever asks, it is not to be done for them.
     pub fn forbidden(error: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, error)
+    }
+
+    /// 403: a page of a browser asks, and it may be anybody's.
+    pub fn foreign() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "without a `token` in [http] this is not for pages of a browser (set one, or ask from a \
+             command line)",
+        )
     }
 
     /// 404: nothing is there.
@@ -76,6 +89,13 @@ impl Problem {
     /// 415: the body is of a kind that is not read.
     pub fn unread(error: impl Into<String>) -> Self {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, error)
+    }
+
+    /// 422: the topology file is wrong.
+    pub fn faulty(faults: &Faults) -> Self {
+        let error = "the edit changes nothing: the file is wrong";
+        let faults = faults.lines();
+        Self { faults, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, error) }
     }
 
     /// 429: too much at once.
@@ -119,6 +139,9 @@ impl ResponseError for Problem {
             }
             _ => &mut answer,
         };
-        answer.json(json!({ "error": self.error }))
+        match self.faults.is_empty() {
+            true => answer.json(json!({ "error": self.error })),
+            false => answer.json(json!({ "error": self.error, "faults": self.faults })),
+        }
     }
 }

@@ -85,6 +85,7 @@ static EMBEDDED: stream::Kind = stream::Kind {
         ordered: true,
     },
     check: nothing,
+    place: |_| String::new(),
     claims: |_| Vec::new(),
     open: |_, _| Box::pin(async { Err(anyhow::anyhow!("only its keys are real")) }),
 };
@@ -107,6 +108,7 @@ static REDIS: stream::Kind = stream::Kind {
         ordered: true,
     },
     check: nothing,
+    place: |_| String::new(),
     claims: |spec| {
         let key = spec.values.opt_str("key").unwrap_or(&spec.name);
         let servers = spec.values.list("url").join(", ");
@@ -132,6 +134,7 @@ static RABBITMQ: stream::Kind = stream::Kind {
         ordered: false,
     },
     check: nothing,
+    place: |_| String::new(),
     claims: |spec| {
         let queue = |group: &stream::GroupSpec, key, name: &str, shared| stream::Claim {
             what: format!("the queue `{name}`"),

@@ -125,7 +125,15 @@ impl Member {
 
     /// Hands events to the target and waits for the answer; also while a stop is wanted, since a
     /// write that is under way ends soon, and only until the target goes down.
+    /// Where that takes too long for an edit, it is as if the target had gone down.
     pub async fn send(&self, batch: Arc<Vec<Delivery>>, alone: Alone) -> Outcome {
+        tokio::select! {
+            outcome = self.send_on(batch, alone) => outcome,
+            () = self.component.abort.cancelled() => Outcome::Away("an edit would not wait".into()),
+        }
+    }
+
+    async fn send_on(&self, batch: Arc<Vec<Delivery>>, alone: Alone) -> Outcome {
         fault::point("member.deliver", batch.iter().map(|delivery| &delivery.event));
         self.counts.delivered.inc_by(batch.len() as u64);
         let answer = match &self.target {

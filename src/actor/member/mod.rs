@@ -230,11 +230,7 @@ impl Member {
         // acknowledgement under way is about. The next renewal tells them from real losses.
         let acked = acks != self.hand.acks() || self.hand.acking();
         if !lost.is_empty() && !acked {
-            tracing::warn!(
-                group = %self.group.name,
-                events = lost.len(),
-                "another member took over events that were held longer than their lease"
-            );
+            self.shared.board.taken_over(&self.group.name, lost.len());
             self.journeys.lost(&lost, "taken over");
             self.hand.lose(&lost);
         }

@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tracing::field;
 
 use super::Member;
 use super::deliver::Outcome;
 use super::hand::Suspect;
 use crate::actor::message::Alone;
 use crate::event::now_us;
-use crate::event::trace::Place;
 use crate::telemetry::board::State;
+use crate::telemetry::logs;
 
 /// The wait between the first two attempts of a suspect; it doubles from there.
 const ATTEMPT_FIRST: Duration = Duration::from_millis(50);
@@ -114,13 +113,13 @@ impl Member {
         self.journeys.buried(&suspect.delivery, &reason, start_us);
         self.counts.dead.inc();
         let target = self.target.component();
-        let place = event.trace.as_deref().and_then(Place::parse);
+        let (trace_id, span_id) = logs::ids(event.trace.as_deref());
         tracing::warn!(
             group = %self.group.name,
             to = %target,
             event = %event.id,
-            trace_id = place.map(|place| field::display(format!("{:032x}", place.trace_id))),
-            span_id = place.map(|place| field::display(format!("{:016x}", place.span_id))),
+            trace_id,
+            span_id,
             "a dead letter: {reason}"
         );
         self.hand.clear_suspect(suspect.delivery.ticket);

@@ -11,6 +11,7 @@ use super::{of_event, on_stream};
 use crate::event::{Delivery, Ticket, now_us};
 use crate::source::Dead;
 use crate::stream::{GroupSpec, StreamSpec};
+use crate::telemetry::logs;
 use crate::telemetry::traces::span::{Span, shown};
 use crate::telemetry::traces::{Traces, is_followed};
 
@@ -79,12 +80,10 @@ impl Journeys {
 
     /// Something went wrong with this event: it is followed from here on in any case.
     pub fn failed(&self, delivery: &mut Delivery, what: &'static str, cause: &str) {
-        if !self.traces.on() {
-            return;
-        }
-        if !self.open.borrow().contains_key(&delivery.ticket) {
+        if self.traces.on() && !self.open.borrow().contains_key(&delivery.ticket) {
             self.follow(delivery);
         }
+        self.log(delivery, what, cause);
         if let Some(span) = self.open.borrow_mut().get_mut(&delivery.ticket) {
             let attempts = i64::from(delivery.attempts);
             span.event(
@@ -94,6 +93,15 @@ impl Journeys {
                     KeyValue::new("aqueduct.attempts", attempts),
                 ],
             );
+        }
+    }
+
+    /// To who asks for it: an event that nobody will take becomes a dead letter, and that is told.
+    fn log(&self, delivery: &Delivery, what: &str, cause: &str) {
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let (trace_id, span_id) = logs::ids(delivery.event.trace.as_deref());
+            let (stream, event) = (&delivery.stream, &delivery.event.id);
+            tracing::debug!(%stream, %event, trace_id, span_id, "{what}: {cause}");
         }
     }
 
@@ -169,16 +177,17 @@ fn dead_letters(stream: &StreamSpec, to: &str) -> Vec<KeyValue> {
     attributes
 }
 
-/// What a source read and could not hand on: a dead letter that never was an event.
-pub fn never_sent(traces: &Traces, stream: &StreamSpec, dead: &[Dead], start_us: i64) {
-    for Dead { event, reason } in dead {
-        let trace = event.trace.as_deref();
-        let Some(mut span) = traces.span(DEAD_LETTER, SpanKind::Producer, trace, start_us) else {
-            return;
-        };
-        span.set_all(&dead_letters(stream, &format!("{}.dead", stream.name)));
-        of_event(&mut span, event);
-        span.fail("dead_letter", reason);
-        traces.end(span, now_us());
-    }
+/// What a source read and could not hand on: a dead letter that never was an event. It carries
+/// its span from here on.
+pub fn never_sent(traces: &Traces, stream: &StreamSpec, dead: &mut Dead, start_us: i64) {
+    let Dead { event, reason } = dead;
+    let trace = event.trace.as_deref();
+    let Some(mut span) = traces.span(DEAD_LETTER, SpanKind::Producer, trace, start_us) else {
+        return;
+    };
+    span.set_all(&dead_letters(stream, &format!("{}.dead", stream.name)));
+    of_event(&mut span, event);
+    span.fail("dead_letter", reason);
+    event.trace = Some(span.carried());
+    traces.end(span, now_us());
 }

@@ -29,7 +29,7 @@ impl Sends {
     /// Of a source. Whether its events begin a trace is decided here, unless it was when it was
     /// asked for them.
     pub fn of_source(traces: &Traces, stream: &StreamSpec, source: &str, asked: bool) -> Self {
-        let sampler = if asked { None } else { traces.sampler(source) };
+        let sampler = (!asked).then(|| traces.sampler(source));
         Self { sampler, accepts: true, ..Self::of_group(traces, stream) }
     }
 
@@ -51,13 +51,14 @@ impl Sends {
             return spans;
         }
         let now_us = now_us();
+        let rule = self.sampler.as_ref().map(|sampler| sampler.rule());
         for event in events {
-            let start_us = match (event.trace.as_deref(), &self.sampler) {
+            let start_us = match (event.trace.as_deref(), &rule) {
                 (Some(trace), _) if is_followed(Some(trace)) => match self.accepts {
                     true => event.time_us.min(now_us),
                     false => now_us,
                 },
-                (None, Some(sampler)) => match sampler.begin(now_us) {
+                (None, Some(rule)) => match rule.begin(now_us) {
                     Some(start_us) => start_us,
                     None => continue,
                 },

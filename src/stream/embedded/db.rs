@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::files::{Directory, Files, Turns, beside};
 use super::tx::Tx;
 use super::{alive, schema};
+use crate::client::said::Telling;
 use crate::stream::sql::local::Local;
 use crate::stream::sql::{Database, Mode, Sql, lease, lock};
 
@@ -49,6 +50,8 @@ pub(super) struct Db {
     pub holding: Mutex<()>,
     /// Tells other processes that this one has the file open.
     user: StdMutex<Option<std::fs::File>>,
+    /// What was said of a log that could not be shortened.
+    shortened: Telling,
 }
 
 /// What is open: it changes each time the file is opened anew.
@@ -101,6 +104,7 @@ impl Db {
             instances: StdMutex::default(),
             holding: Mutex::default(),
             user: StdMutex::default(),
+            shortened: Telling::default(),
             path,
             wal,
         }
@@ -255,8 +259,15 @@ impl Db {
         let Some(sql) = conn.sql.as_mut().filter(|_| self.stands(&opened)) else { return };
         conn.logged = 0;
         // What was committed is safe in the log; it is copied with the next checkpoint.
-        if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(sql).await {
-            tracing::warn!(path = %self.path.display(), %error, "could not shorten the log");
+        let path = self.path.display();
+        match sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(sql).await {
+            Ok(_) => _ = self.shortened.works(),
+            Err(error) => {
+                if let Some(line) = self.shortened.failed(&error.to_string()) {
+                    let so_far = line.so_far();
+                    tracing::warn!(%path, "could not shorten the log: {error}{so_far}");
+                }
+            }
         }
     }
 

@@ -193,8 +193,8 @@ impl Directory {
         match self.last_opened().or(own) {
             Some(before) if unused => before.remove_stale_log(path)?,
             Some(before) if !stands(&before) => {
-                tracing::warn!(path = %path.display(), "the database was replaced: opening it");
                 before.make_way(path)?;
+                tracing::warn!(path = %path.display(), "the database was replaced: opening it");
             }
             _ => {}
         }

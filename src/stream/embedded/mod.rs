@@ -44,6 +44,10 @@ pub static KIND: Kind = Kind {
         ordered: false,
     },
     check: |_| Vec::new(),
+    place: |spec| {
+        let file = spec.values.opt_str("path").unwrap_or("streams.db in the data directory");
+        format!("stream {} in {file}", spec.name)
+    },
     claims: |_| Vec::new(),
     open: |spec, site| Box::pin(open(spec, site)),
 };

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use sqlx::Executor;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::client::postgres::Server;
+use crate::client::said::Said;
 use crate::stream::sql::local::Local;
 use crate::stream::sql::lock;
 
@@ -97,12 +98,15 @@ impl Ear {
 
 impl Task {
     async fn run(mut self) {
-        let mut told = false;
+        let mut said = Said::default();
         loop {
-            let Err(error) = self.live(&mut told).await else { return };
-            if !told {
-                told = true;
-                tracing::warn!("the connection that listens for new events was lost: {error:#}");
+            let Err(error) = self.live(&mut said).await else { return };
+            let cause = format!("{error:#}");
+            if let Some(line) = said.failed(&cause, Instant::now()) {
+                let so_far = line.so_far();
+                tracing::warn!(
+                    "the connection that listens for new events was lost: {cause}{so_far}"
+                );
             }
             let refuse = |claim: Claim| claim.answer.send(Err(anyhow!("{error:#}")));
             while let Ok(claim) = self.claims.try_recv() {
@@ -117,12 +121,12 @@ impl Task {
     }
 
     /// One connection, until it is lost, or, which is no error, until nobody needs it any more.
-    async fn live(&mut self, told: &mut bool) -> Result<()> {
+    async fn live(&mut self, said: &mut Said) -> Result<()> {
         let pool = self.pool();
         let mut listener = answered(PgListener::connect_with(&pool)).await?;
         listener.eager_reconnect(false);
         answered(listener.listen(&self.channel)).await?;
-        *told = false;
+        _ = said.works(Instant::now()); // what needs it says so
         let ended = self.listen(&mut listener).await;
         if ended.is_err() {
             self.shared.lost.fetch_add(1, Ordering::AcqRel);

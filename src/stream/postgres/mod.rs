@@ -23,7 +23,7 @@ use anyhow::Result;
 
 use self::db::Db;
 use super::{Backend, Capabilities, Kind, StreamSpec, sql};
-use crate::client::postgres::check_name;
+use crate::client::postgres::{Server, check_name};
 use crate::spec::{Complaint, Default as KeyDefault, Key, Site, Ty};
 
 /// `kind = "postgres"`
@@ -57,6 +57,12 @@ pub static KIND: Kind = Kind {
     check: |values| match check_name(values.str("schema")) {
         Ok(()) => Vec::new(),
         Err(error) => vec![Complaint { key: "schema", message: error.to_string() }],
+    },
+    place: |spec| {
+        let database = Server::new(spec.values.str("url"), "")
+            .map(|server| format!("{} on {}", server.database(), server.address()));
+        let (schema, database) = (spec.values.str("schema"), database.unwrap_or_default());
+        format!("stream {} in schema {schema} of {database}", spec.name)
     },
     claims: |_| Vec::new(),
     open: |spec, site| Box::pin(open(spec, site)),

@@ -70,12 +70,7 @@ impl Checkpoint {
         {
             return Ok(());
         }
-        if life.is_some() {
-            tracing::warn!(
-                exchange,
-                "the broker has lost what it held: sources send all of theirs again"
-            );
-        }
+        let lost = life.is_some();
         let life = format!("{exchange}.checkpoint.{:016x}", fastrand::u64(..));
         declare::mark(link, &short(&life)?).await?;
         for statement in ["DELETE FROM checkpoints", "DELETE FROM broker"] {
@@ -86,7 +81,14 @@ impl Checkpoint {
             .execute(&mut *tx)
             .await
             .context(what.clone())?;
-        tx.commit().await.context(what)
+        tx.commit().await.context(what)?;
+        if lost {
+            tracing::warn!(
+                exchange,
+                "the broker has lost what it held: sources send all of theirs again"
+            );
+        }
+        Ok(())
     }
 
     /// Every slot of `origin`.

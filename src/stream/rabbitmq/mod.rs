@@ -97,6 +97,10 @@ pub static KIND: Kind = Kind {
         ordered: false,
     },
     check,
+    place: |spec| {
+        let exchange = spec.values.opt_str("exchange").unwrap_or(&spec.name);
+        format!("the exchange `{exchange}` at {}", link::place(spec.values.str("url")))
+    },
     claims: |spec| match Names::new(spec) {
         Ok(names) => names.claims(&link::place(spec.values.str("url"))),
         // Who opens it says why.

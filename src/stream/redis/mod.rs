@@ -90,7 +90,8 @@ pub static KIND: Kind = Kind {
         ordered: false,
     },
     check,
-    claims,
+    place,
+    claims: |spec| vec![Claim::stream(place(spec))],
     open: |spec, site| Box::pin(open(spec, site)),
 };
 
@@ -119,11 +120,11 @@ fn check(values: &Values) -> Vec<Complaint> {
     complaints
 }
 
-fn claims(spec: &StreamSpec) -> Vec<Claim> {
+fn place(spec: &StreamSpec) -> String {
     let mut servers: Vec<String> =
         spec.values.list("url").iter().filter_map(|url| address(url)).collect();
     servers.sort_unstable();
-    vec![Claim::stream(format!("key {} on {}", keys::base(spec), servers.join(", ")))]
+    format!("key {} on {}", keys::base(spec), servers.join(", "))
 }
 
 async fn open(spec: StreamSpec, _site: Site) -> Result<Arc<dyn Backend>> {

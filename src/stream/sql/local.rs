@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::lock;
+use crate::client::said::Telling;
 use crate::event::Event;
 
 /// Chunks in the cache, at most.
@@ -115,6 +116,8 @@ pub(in crate::stream) struct Local {
     cache: Mutex<Cache>,
     signals: Mutex<HashMap<GroupName, Arc<Notify>>>,
     tended: Mutex<HashMap<Arc<str>, Tended>>,
+    /// What was said of tending that failed.
+    pub tidied: Telling,
 }
 
 impl Local {

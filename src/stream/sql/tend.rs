@@ -49,8 +49,15 @@ impl<D: Database> Stream<D> {
         }
         let done = Done(self.clone());
         tokio::spawn(async move {
-            if let Err(error) = done.0.tend_now().await {
-                tracing::warn!(stream = %done.0.spec.name, "failed to tidy up: {error:#}");
+            let (tended, tidied) = (done.0.tend_now().await, &done.0.db.local().tidied);
+            match tended.map_err(|error| format!("{error:#}")) {
+                Ok(()) => _ = tidied.works(),
+                Err(cause) => {
+                    if let Some(line) = tidied.failed(&cause) {
+                        let (stream, so_far) = (&done.0.spec.name, line.so_far());
+                        tracing::warn!(%stream, "failed to tidy up: {cause}{so_far}");
+                    }
+                }
             }
         });
     }

@@ -40,6 +40,27 @@ const OF_SOURCE: &[&str] = &["source", "stream"];
 const OF_GROUP: &[&str] = &["stream", "group"];
 const OF_COMPONENT: &[&str] = &["component"];
 
+pub(super) const RELOADS: Described = described(
+    "aqueduct_reloads",
+    &["result"],
+    "edits",
+    "Edits of the topology file that were `applied`, or `refused` because of what is wrong with them",
+);
+
+pub(super) const GENERATION: Described = described(
+    "aqueduct_topology_generation",
+    &[],
+    "generations",
+    "The generation of the topology that runs: 1 at the start, one more with each applied edit",
+);
+
+pub(super) const REFUSED_EDIT: Described = described(
+    "aqueduct_topology_refused",
+    &[],
+    "1 or 0",
+    "1 while the last edit of the topology file was refused, and what runs is older than the file",
+);
+
 pub(super) const PUBLISHED: Described = described(
     "aqueduct_events_published",
     OF_SOURCE,

@@ -3,9 +3,9 @@
 //! does not fit is dropped and counted, and said once until it works again.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::client::said::{Said, Telling};
 use crate::spec::text::redact;
 use crate::telemetry::metrics::{DropLabels, Metrics};
 use crate::topology::Tracing;
@@ -35,11 +36,11 @@ const EXPORT_WAIT: Duration = Duration::from_secs(5);
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
 /// Where spans go that have ended.
-#[derive(Clone)]
 pub struct Queue {
     spans: mpsc::Sender<SpanData>,
     dropped: Counter,
     full: Arc<AtomicBool>,
+    said: Arc<Telling>,
 }
 
 impl Queue {
@@ -49,24 +50,45 @@ impl Queue {
             return;
         }
         self.dropped.inc();
-        if !self.full.swap(true, Ordering::Relaxed) {
+        if !self.full.swap(true, Ordering::Relaxed)
+            && let Some(line) = self.said.failed("")
+        {
+            let so_far = line.so_far();
             tracing::warn!(
                 queued = QUEUE_SPANS,
                 "spans come faster than the collector takes them: some are dropped (see \
-                 aqueduct_spans_dropped_total; said once until all is sent)"
+                 aqueduct_spans_dropped_total){so_far}"
             );
         }
     }
 }
 
-impl fmt::Debug for Queue {
+/// The way to the queue that is used now, if one is.
+#[derive(Clone, Default)]
+pub struct Way(Arc<RwLock<Option<Queue>>>);
+
+impl Way {
+    /// Puts a span into the queue, where there is one.
+    pub fn put(&self, span: SpanData) {
+        if let Some(queue) = &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            queue.put(span);
+        }
+    }
+
+    /// From now on spans go there.
+    pub fn turn(&self, queue: Option<Queue>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = queue;
+    }
+}
+
+impl fmt::Debug for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Queue")
+        f.write_str("Way")
     }
 }
 
 /// Spans that the tracer made, from `tracing`'s.
-impl SpanProcessor for Queue {
+impl SpanProcessor for Way {
     fn on_start(&self, _: &mut opentelemetry_sdk::trace::Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
@@ -133,14 +155,16 @@ pub fn start(tracing: &Tracing, instance: &str, metrics: &Metrics) -> Result<(Qu
     let (spans, receiver) = mpsc::channel(QUEUE_SPANS);
     let (done, stopped) = blocking::channel();
     let stop = CancellationToken::new();
-    let full = Arc::new(AtomicBool::new(false));
+    let (full, said) = (Arc::new(AtomicBool::new(false)), Arc::<Telling>::default());
     let dropped = |reason| metrics.spans_dropped.get_or_create_owned(&DropLabels { reason });
     let sending = Sending {
         exporter,
         receiver,
         stop: stop.clone(),
         full: full.clone(),
+        overrun: said.clone(),
         failing: false,
+        said: Said::default(),
         collector: redact(&tracing.otlp),
         exported: metrics.spans_exported.clone(),
         dropped: dropped("collector"),
@@ -154,7 +178,7 @@ pub fn start(tracing: &Tracing, instance: &str, metrics: &Metrics) -> Result<(Qu
             runtime.shutdown_background();
         })
         .context("cannot start a thread for spans")?;
-    Ok((Queue { spans, dropped: dropped("queue"), full }, Exporter { stop, stopped }))
+    Ok((Queue { spans, dropped: dropped("queue"), full, said }, Exporter { stop, stopped }))
 }
 
 struct Sending {
@@ -162,7 +186,9 @@ struct Sending {
     receiver: mpsc::Receiver<SpanData>,
     stop: CancellationToken,
     full: Arc<AtomicBool>,
+    overrun: Arc<Telling>,
     failing: bool,
+    said: Said,
     collector: String,
     exported: Counter,
     dropped: Counter,
@@ -187,6 +213,7 @@ impl Sending {
             }
             if sent && self.receiver.is_empty() {
                 self.full.store(false, Ordering::Relaxed);
+                _ = self.overrun.works(); // nobody waits to hear it
             }
         }
     }
@@ -230,8 +257,9 @@ impl Sending {
         let cause = match sent {
             Ok(Ok(())) => {
                 self.exported.inc_by(spans);
-                if std::mem::take(&mut self.failing) {
-                    tracing::info!(collector = self.collector, "spans are sent again");
+                self.failing = false;
+                if let Some(works) = self.said.works(std::time::Instant::now()) {
+                    tracing::info!(collector = self.collector, "spans are sent again {works}");
                 }
                 return true;
             }
@@ -239,11 +267,14 @@ impl Sending {
             Err(_) => format!("it took longer than {} s", EXPORT_WAIT.as_secs()),
         };
         self.dropped.inc_by(spans);
-        if !std::mem::replace(&mut self.failing, true) {
+        self.failing = true;
+        // One line, whatever it is: why a collector is away is not the user's first question.
+        if let Some(line) = self.said.failed("", std::time::Instant::now()) {
+            let so_far = line.so_far();
             tracing::warn!(
                 collector = self.collector,
-                "spans cannot be sent, and are dropped until they can: {cause} (events flow on; \
-                 said once)"
+                "spans cannot be sent, and are dropped until they can: {cause} (events flow \
+                 on){so_far}"
             );
         }
         false

@@ -13,6 +13,7 @@ pub mod span;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
@@ -20,7 +21,7 @@ use opentelemetry::InstrumentationScope;
 use opentelemetry::trace::SpanKind;
 use opentelemetry_sdk::trace::{Sampler as SdkSampler, SdkTracerProvider};
 
-use self::export::{Exporter, Queue};
+use self::export::{Exporter, Way};
 use self::sampler::Sampler;
 use self::span::Span;
 use super::metrics::Metrics;
@@ -30,48 +31,77 @@ use crate::topology::{Sample, Tracing};
 /// The version of OpenTelemetry's semantic conventions whose names the spans use.
 pub const CONVENTIONS: &str = "1.38.0";
 
-/// The spans of this process, on their way out; or none, without `[tracing]`.
-#[derive(Clone, Debug, Default)]
-pub struct Traces(Option<Arc<Following>>);
+/// The spans of this process, on their way out; or none, without `[tracing]`. An edit of the
+/// topology may turn it to another collector while everybody goes on with it.
+#[derive(Clone, Debug)]
+pub struct Traces(Arc<Following>);
 
 #[derive(Debug)]
 struct Following {
-    queue: Queue,
+    on: AtomicBool,
+    way: Way,
     scope: InstrumentationScope,
-    sample: Sample,
+    sample: Mutex<Sample>,
     samplers: Mutex<HashMap<String, Arc<Sampler>>>,
     provider: SdkTracerProvider,
 }
 
-impl Traces {
-    /// Starts what sends spans to the collector. It need not be there yet. Errs where its address
-    /// is none.
-    pub fn start(tracing: &Tracing, instance: &str, metrics: &Metrics) -> Result<(Self, Exporter)> {
-        let (queue, exporter) = export::start(tracing, instance, metrics)?;
+impl Default for Traces {
+    fn default() -> Self {
+        let way = Way::default();
         let scope = InstrumentationScope::builder("aqueduct")
             .with_version(env!("CARGO_PKG_VERSION"))
             .with_schema_url(format!("https://opentelemetry.io/schemas/{CONVENTIONS}"))
             .build();
         let provider = SdkTracerProvider::builder()
             .with_sampler(SdkSampler::AlwaysOn) // who makes a span has decided
-            .with_span_processor(queue.clone())
+            .with_span_processor(way.clone())
             .build();
-        let (sample, samplers) = (tracing.sample, Mutex::default());
-        Ok((Self(Some(Arc::new(Following { queue, scope, sample, samplers, provider }))), exporter))
+        let (sample, samplers) = (Mutex::new(Sample::Ratio(0.0)), Mutex::default());
+        let on = AtomicBool::new(false);
+        Self(Arc::new(Following { on, way, scope, sample, samplers, provider }))
+    }
+}
+
+impl Traces {
+    /// Sends spans to this collector from now on, or none any more. It need not be there yet.
+    /// Answers what sends them, which is to be stopped when it is not needed any more. Errs where
+    /// the collector's address is none; then all is as before.
+    pub fn turn(
+        &self,
+        tracing: Option<&Tracing>,
+        instance: &str,
+        metrics: &Metrics,
+    ) -> Result<Option<Exporter>> {
+        let begin = |tracing| export::start(tracing, instance, metrics);
+        let (queue, exporter) = tracing.map(begin).transpose()?.unzip();
+        self.0.way.turn(queue);
+        if let Some(tracing) = tracing {
+            self.sample(tracing.sample);
+        }
+        self.0.on.store(tracing.is_some(), Ordering::Relaxed);
+        Ok(exporter)
+    }
+
+    /// Has each source begin so many traces from now on.
+    pub fn sample(&self, sample: Sample) {
+        *self.0.sample.lock().unwrap_or_else(PoisonError::into_inner) = sample;
+        let samplers = self.0.samplers.lock().unwrap_or_else(PoisonError::into_inner);
+        samplers.values().for_each(|sampler| sampler.set(sample));
     }
 
     /// Whether there is a collector to send spans to.
     pub fn on(&self) -> bool {
-        self.0.is_some()
+        self.0.on.load(Ordering::Relaxed)
     }
 
     /// What decides whether an event of this source begins a trace; the same for all its
-    /// instances. `None` where nothing is followed.
-    pub fn sampler(&self, source: &str) -> Option<Arc<Sampler>> {
-        let following = self.0.as_ref()?;
-        let mut samplers = following.samplers.lock().unwrap_or_else(PoisonError::into_inner);
-        let sampler = || Arc::new(Sampler::new(following.sample));
-        Some(samplers.entry(source.to_owned()).or_insert_with(sampler).clone())
+    /// instances.
+    pub fn sampler(&self, source: &str) -> Arc<Sampler> {
+        let mut samplers = self.0.samplers.lock().unwrap_or_else(PoisonError::into_inner);
+        let sample = || *self.0.sample.lock().unwrap_or_else(PoisonError::into_inner);
+        let sampler = || Arc::new(Sampler::new(sample()));
+        samplers.entry(source.to_owned()).or_insert_with(sampler).clone()
     }
 
     /// A span that starts now or did at `start_us`: a child of what `trace` names, or the first
@@ -83,16 +113,16 @@ impl Traces {
         trace: Option<&str>,
         start_us: i64,
     ) -> Option<Span> {
-        let following = self.0.as_ref()?;
+        if !self.on() {
+            return None;
+        }
         let parent = trace.and_then(|trace| Some((Place::parse(trace)?, split(trace).1)));
-        Some(Span::new(name.into(), kind, parent, start_us, following.scope.clone()))
+        Some(Span::new(name.into(), kind, parent, start_us, self.0.scope.clone()))
     }
 
     /// The span ended at `end_us`: off it goes.
     pub fn end(&self, span: Span, end_us: i64) {
-        if let Some(following) = &self.0 {
-            following.queue.put(span.ended(end_us));
-        }
+        self.0.way.put(span.ended(end_us));
     }
 }
 

@@ -46,9 +46,8 @@ pub struct Request {
 
 impl Traces {
     /// The layer of the log that makes spans of requests.
-    pub fn layer(&self) -> Option<Box<dyn Layer<Registry> + Send + Sync>> {
-        let following = self.0.as_ref()?;
-        let tracer = following.provider.tracer_with_scope(following.scope.clone());
+    pub fn layer(&self) -> Box<dyn Layer<Registry> + Send + Sync> {
+        let tracer = self.0.provider.tracer_with_scope(self.0.scope.clone());
         let layer = tracing_opentelemetry::layer()
             .with_tracer(tracer)
             .with_location(false)
@@ -57,7 +56,7 @@ impl Traces {
             .with_target(false)
             .with_tracked_inactivity(false)
             .with_filter(Targets::new().with_target(TARGET, LevelFilter::TRACE));
-        Some(layer.boxed())
+        layer.boxed()
     }
 
     /// A request begins. Without `[tracing]` its events carry what it brought, and no more.
@@ -71,12 +70,14 @@ impl Traces {
             attributes: Vec::new(),
             start_us: 0,
         };
-        let Some(sampler) = self.sampler(source) else { return request };
+        if !self.on() {
+            return request;
+        }
         request.start_us = now_us();
         let parent = request.trace.as_deref().and_then(Place::parse);
         let followed = match parent {
             Some(parent) => parent.sampled,
-            None => sampler.begin(request.start_us).is_some(),
+            None => self.sampler(source).rule().begin(request.start_us).is_some(),
         };
         request.name = format!("{method} {route}");
         request.attributes = vec![
@@ -129,10 +130,11 @@ impl Request {
         }
     }
 
-    /// It was answered. One that failed is followed in any case.
-    pub fn answered(mut self, status: u16, error: Option<&str>) {
+    /// It was answered. One that failed is followed in any case. Answers its place, as events
+    /// carry it.
+    pub fn answered(mut self, status: u16, error: Option<&str>) -> Option<Box<str>> {
         if !self.traces.on() {
-            return;
+            return self.trace;
         }
         let failed = status >= 500;
         self.attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
@@ -143,7 +145,7 @@ impl Request {
                 self.span.record("otel.status_code", "ERROR");
                 self.span.record("otel.status_description", shown(error.unwrap_or_default()));
             }
-            return;
+            return self.trace;
         }
         let name = std::mem::take(&mut self.name);
         let trace = self.trace.as_deref();
@@ -152,7 +154,10 @@ impl Request {
         {
             span.set_all(&self.attributes);
             span.fail("unavailable", error.unwrap_or_default());
+            let place = span.carried();
             self.traces.end(span, now_us());
+            return Some(place);
         }
+        self.trace
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::topology::Sample;
 
@@ -14,11 +14,15 @@ const PER_SECOND_MAX: u64 = 100_000;
 /// Decides for one source.
 #[derive(Debug)]
 pub struct Sampler {
-    rule: Rule,
+    rule: RwLock<Arc<Rule>>,
 }
 
+/// By what it decides now.
 #[derive(Debug)]
-enum Rule {
+pub struct Rule(By);
+
+#[derive(Debug)]
+enum By {
     All,
     Ratio(f64),
     Rate(Window),
@@ -36,26 +40,41 @@ struct Window {
 impl Sampler {
     /// Decides by `sample`.
     pub fn new(sample: Sample) -> Self {
-        let rule = match sample {
-            Sample::Ratio(ratio) if ratio >= 1.0 => Rule::All,
-            Sample::Ratio(ratio) => Rule::Ratio(ratio),
-            Sample::PerSecond(0) => Rule::All,
-            Sample::PerSecond(limit) => Rule::Rate(Window {
+        Self { rule: RwLock::new(Rule::new(sample)) }
+    }
+
+    /// Decides by another `sample` from now on.
+    pub fn set(&self, sample: Sample) {
+        *self.rule.write().unwrap_or_else(PoisonError::into_inner) = Rule::new(sample);
+    }
+
+    /// By what it decides now: for one batch.
+    pub fn rule(&self) -> Arc<Rule> {
+        self.rule.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Rule {
+    fn new(sample: Sample) -> Arc<Self> {
+        Arc::new(Self(match sample {
+            Sample::Ratio(ratio) if ratio >= 1.0 => By::All,
+            Sample::Ratio(ratio) => By::Ratio(ratio),
+            Sample::PerSecond(0) => By::All,
+            Sample::PerSecond(limit) => By::Rate(Window {
                 limit: limit.min(PER_SECOND_MAX) as usize,
                 free_us: AtomicI64::new(i64::MIN),
                 begun: Mutex::default(),
             }),
-        };
-        Self { rule }
+        }))
     }
 
     /// Whether an event that comes at `now_us` begins a trace; and when that trace begins, which
     /// is the time that counts.
     pub fn begin(&self, now_us: i64) -> Option<i64> {
-        match &self.rule {
-            Rule::All => Some(now_us),
-            Rule::Ratio(ratio) => (fastrand::f64() < *ratio).then_some(now_us),
-            Rule::Rate(window) => window.begin(now_us),
+        match &self.0 {
+            By::All => Some(now_us),
+            By::Ratio(ratio) => (fastrand::f64() < *ratio).then_some(now_us),
+            By::Rate(window) => window.begin(now_us),
         }
     }
 }
@@ -102,7 +121,7 @@ mod tests {
         let mut now_us = 1_000_000_000;
         let mut begun: Vec<i64> = Vec::new();
         while now_us < 1_020_000_000 {
-            begun.extend(sampler.begin(now_us - random.i64(0..50)));
+            begun.extend(sampler.rule().begin(now_us - random.i64(0..50)));
             now_us += random.i64(0..200);
         }
         for window in begun.windows(11) {
@@ -110,24 +129,24 @@ mod tests {
         }
         assert!((195..=200).contains(&begun.len()), "{}", begun.len());
         // A burst after silence has them all at once.
-        let burst: Vec<_> = (0..50).filter_map(|_| sampler.begin(2_000_000_000)).collect();
+        let burst: Vec<_> = (0..50).filter_map(|_| sampler.rule().begin(2_000_000_000)).collect();
         assert_eq!(burst.len(), 10);
     }
 
     #[test]
     fn a_clock_that_is_set_back_does_not_end_it() {
         let sampler = Sampler::new(Sample::PerSecond(1));
-        assert!(sampler.begin(5_000_000_000).is_some());
-        assert_eq!(sampler.begin(5_000_500_000), None);
-        assert!(sampler.begin(1_000_000_000).is_some());
-        assert_eq!(sampler.begin(1_000_500_000), None);
+        assert!(sampler.rule().begin(5_000_000_000).is_some());
+        assert_eq!(sampler.rule().begin(5_000_500_000), None);
+        assert!(sampler.rule().begin(1_000_000_000).is_some());
+        assert_eq!(sampler.rule().begin(1_000_500_000), None);
     }
 
     #[test]
     fn ratios_and_words() {
         let count = |sample| {
             let sampler = Sampler::new(sample);
-            (0..10_000).filter(|now_us| sampler.begin(*now_us).is_some()).count()
+            (0..10_000).filter(|now_us| sampler.rule().begin(*now_us).is_some()).count()
         };
         assert_eq!(count(Sample::Ratio(1.0)), 10_000);
         assert_eq!(count(Sample::Ratio(0.0)), 0);

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::{Draft, Part};
@@ -21,13 +22,14 @@ pub(super) fn build(file: &str, draft: &Draft) -> Topology {
         file: PathBuf::from(file),
         runtime: runtime(&draft.runtime),
         http: draft.http.as_ref().map(http),
-        tracing: draft.tracing.as_ref().map(tracing),
+        tracing: draft.tracing.as_ref().map(tracing).filter(|tracing| !tracing.otlp.is_empty()),
         sources: draft.sources.iter().filter_map(source).collect(),
         streams: draft.streams.iter().filter_map(|part| stream(&written, part, &groups)).collect(),
         groups,
         sinks: draft.sinks.iter().filter_map(sink).collect(),
         queries: draft.queries.iter().map(query).collect(),
         warnings: Vec::new(),
+        places: Default::default(),
     }
 }
 
@@ -68,10 +70,11 @@ fn runtime(values: &Values) -> Runtime {
 }
 
 /// Host name, process id and eight random hex digits: not the same for two processes, be they
-/// containers with one name and process id 1 each.
+/// containers with one name and process id 1 each; and the same whenever this one reads a file.
 fn instance() -> String {
+    static RANDOM: LazyLock<u32> = LazyLock::new(|| fastrand::u32(..));
     let host = gethostname::gethostname();
-    format!("{}-{}-{:08x}", host.to_string_lossy(), std::process::id(), fastrand::u32(..))
+    format!("{}-{}-{:08x}", host.to_string_lossy(), std::process::id(), *RANDOM)
 }
 
 fn http(values: &Values) -> Http {

@@ -153,5 +153,6 @@ pub(super) fn check(
     }
     fault::sort(&mut findings.warnings);
     topology.warnings = findings.warnings;
+    topology.places = findings.places.into();
     Ok(topology)
 }

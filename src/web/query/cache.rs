@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::answer::Found;
 use super::ask::Question;
 use crate::client::redis::Redis;
+use crate::client::said::Telling;
 use crate::topology;
 
 /// How long Redis may take.
@@ -34,8 +35,9 @@ pub struct Cache {
 /// What is shared with the task that connects.
 struct Link {
     query: Arc<str>,
-    /// The log knows that it is away.
-    said: AtomicBool,
+    /// It did not work, and was not said to work since.
+    out: AtomicBool,
+    said: Telling,
     lost: tokio::sync::Notify,
 }
 
@@ -45,7 +47,8 @@ impl Cache {
         let (sender, redis) = watch::channel(None);
         let link = Arc::new(Link {
             query: query.clone(),
-            said: AtomicBool::new(false),
+            out: AtomicBool::new(false),
+            said: Telling::default(),
             lost: tokio::sync::Notify::new(),
         });
         tokio::spawn(connect(cache.url.clone(), sender, link.clone()));
@@ -94,16 +97,22 @@ impl Cache {
 
 impl Link {
     fn works(&self) {
-        if self.said.swap(false, Ordering::Relaxed) {
-            tracing::info!(query = %self.query, "the cache works again");
+        // Nothing is locked as long as it works.
+        if self.out.load(Ordering::Relaxed)
+            && let Some(works) = self.said.works()
+        {
+            self.out.store(false, Ordering::Relaxed);
+            tracing::info!(query = %self.query, "the cache works again {works}");
         }
     }
 
     fn away(&self, why: &str) {
-        if !self.said.swap(true, Ordering::Relaxed) {
+        self.out.store(true, Ordering::Relaxed);
+        if let Some(line) = self.said.failed("") {
+            let so_far = line.so_far();
             tracing::warn!(
                 query = %self.query,
-                "the cache does not work, and the database is asked each time: {why}"
+                "the cache does not work, and the database is asked each time: {why}{so_far}"
             );
         }
     }

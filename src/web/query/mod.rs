@@ -6,7 +6,7 @@ mod cache;
 mod flight;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::http::Method;
@@ -20,9 +20,12 @@ use self::cache::Cache;
 use self::flight::Flights;
 use super::guard::{Guard, Pass};
 use super::problem::Problem;
+use crate::client::said::Telling;
+use crate::sink::SinkSpec;
 use crate::sink::query::{Ask, Reader, Unanswered};
 use crate::telemetry::board::{Board, Trouble};
 use crate::telemetry::metrics::{QueryLabels, QueryStatusLabels};
+use crate::topology::compare::same_sink;
 use crate::topology::{QuerySpec, Topology};
 
 /// How long a database may take to say that it is there.
@@ -40,32 +43,46 @@ pub struct Queries {
 /// One of them.
 struct Query {
     spec: QuerySpec,
+    sink: SinkSpec,
     reader: Arc<dyn Reader>,
     /// Tells its rows from those of others.
     identity: String,
     cache: Option<Cache>,
     flights: Flights,
-    /// What was wrong last, and is known from the log.
-    said: Mutex<Option<String>>,
+    /// What the log knows of its not being answered.
+    said: Telling,
     /// When its database was looked at last, and what was wrong with it.
     checked: tokio::sync::Mutex<Option<(Instant, Option<Arc<str>>)>>,
 }
 
 impl Queries {
-    /// The queries of a topology. Errs when a sink's rows cannot be read at all.
-    pub fn new(topology: &Topology, guard: Arc<Guard>, board: Arc<Board>) -> Result<Self> {
+    /// The queries of a topology; those that are as they were in `before` go on with what they
+    /// have open. Errs when a sink's rows cannot be read at all.
+    pub fn new(
+        topology: &Topology,
+        guard: Arc<Guard>,
+        board: Arc<Board>,
+        before: Option<&Queries>,
+    ) -> Result<Self> {
         let mut readers: HashMap<&str, Arc<dyn Reader>> = HashMap::new();
         let mut by_path = HashMap::new();
         for spec in &topology.queries {
             // The check of the topology lets no other sink be queried.
             let Some(sink) = topology.sink(&spec.sink) else { continue };
             let Some(open) = sink.kind.reader else { continue };
-            let reader = match readers.get(&*spec.sink) {
-                Some(reader) => reader.clone(),
-                None => open(sink)?,
+            let known = before.into_iter().flat_map(|before| before.by_path.values());
+            let mut known = known.filter(|query| same_sink(&query.sink, sink));
+            if let Some(same) = known.clone().find(|query| query.spec == *spec) {
+                by_path.insert(spec.path.clone(), same.clone());
+                continue;
+            }
+            let reader = match (readers.get(&*spec.sink), known.next()) {
+                (Some(reader), _) => reader.clone(),
+                (None, Some(query)) => query.reader.clone(),
+                (None, None) => open(sink)?,
             };
             readers.insert(&spec.sink, reader.clone());
-            by_path.insert(spec.path.clone(), Arc::new(Query::new(spec, reader)));
+            by_path.insert(spec.path.clone(), Arc::new(Query::new(spec, sink, reader)));
         }
         Ok(Self { guard, board, by_path })
     }
@@ -144,16 +161,17 @@ impl Queries {
 }
 
 impl Query {
-    fn new(spec: &QuerySpec, reader: Arc<dyn Reader>) -> Self {
+    fn new(spec: &QuerySpec, sink: &SinkSpec, reader: Arc<dyn Reader>) -> Self {
         let order = spec.order.as_deref().unwrap_or_default();
         let identity = format!("{} by {order} of {}", spec.name, reader.identity());
         Self {
             spec: spec.clone(),
+            sink: sink.clone(),
             reader,
             identity,
             cache: spec.cache.as_ref().map(|cache| Cache::new(&spec.name, cache)),
             flights: Flights::default(),
-            said: Mutex::default(),
+            said: Telling::default(),
             checked: tokio::sync::Mutex::default(),
         }
     }
@@ -189,8 +207,8 @@ impl Query {
         };
         match tokio::time::timeout(self.spec.timeout, self.reader.page(ask)).await {
             Ok(Ok(page)) => {
-                if self.said.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-                    tracing::info!(query = %self.spec.name, "answers again");
+                if let Some(works) = self.said.works() {
+                    tracing::info!(query = %self.spec.name, "answers again {works}");
                 }
                 let next = page.next.map(|mark| mark.seal(&self.identity));
                 Ok(Found::new(&page.rows, next.as_deref()))
@@ -206,10 +224,9 @@ impl Query {
 
     /// Tells the log what is wrong, unless it knows.
     fn say(&self, what: &str) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.as_deref() != Some(what) {
-            tracing::warn!(query = %self.spec.name, sink = %self.spec.sink, "no answer: {what}");
-            *said = Some(what.to_owned());
+        if let Some(line) = self.said.failed(what) {
+            let (query, sink, so_far) = (&self.spec.name, &self.spec.sink, line.so_far());
+            tracing::warn!(%query, %sink, "no answer: {what}{so_far}");
         }
     }
 

@@ -10,6 +10,7 @@ use sqlx::AssertSqlSafe;
 
 use super::view::{Looks, View};
 use crate::client::postgres::{Server, Session, quote};
+use crate::client::said::Telling;
 use crate::event::hash_parts;
 use crate::sink::postgres::Name;
 
@@ -25,6 +26,8 @@ pub(super) struct Indexes {
     wanted: bool,
     /// They are being made, or were tried a moment ago.
     busy: Arc<AtomicBool>,
+    /// What was said of those that could not be made.
+    said: Arc<Telling>,
 }
 
 /// An index.
@@ -36,7 +39,7 @@ struct Index {
 
 impl Indexes {
     pub(super) fn new(server: Arc<Server>, wanted: bool) -> Self {
-        Self { server, wanted, busy: Arc::default() }
+        Self { server, wanted, busy: Arc::default(), said: Arc::default() }
     }
 
     /// Sees to it that a table of ours has what a query in this order needs: without waiting for
@@ -51,10 +54,14 @@ impl Indexes {
             return;
         }
         let (server, busy, table) = (self.server.clone(), self.busy.clone(), view.name.clone());
+        let said = self.said.clone();
         tokio::spawn(async move {
             if let Err(error) = make(&server, &table, &wanted).await {
-                let table = &table.table;
-                tracing::warn!("queries of table `{table}` lack an index: {error:#}");
+                let (table, cause) = (&table.table, format!("{error:#}"));
+                if let Some(line) = said.failed(&cause) {
+                    let so_far = line.so_far();
+                    tracing::warn!("queries of table `{table}` lack an index: {cause}{so_far}");
+                }
                 tokio::time::sleep(AGAIN).await;
             }
             busy.store(false, Ordering::Relaxed);

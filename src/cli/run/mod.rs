@@ -1,13 +1,18 @@
 //! `aqueduct run FILE`
 
+mod edits;
+mod watcher;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use actix::{Actor, Addr};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use self::edits::Edits;
+use self::watcher::Watcher;
 use super::{Wrong, body_line, idle, load, open, site};
 use crate::actor::Shared;
 use crate::actor::message::Drain;
@@ -16,15 +21,18 @@ use crate::event::now_us;
 use crate::spec::Room;
 use crate::telemetry::board::Board;
 use crate::telemetry::logs;
-use crate::telemetry::traces::Traces;
+use crate::telemetry::metrics::{Metrics, ReloadLabels};
 use crate::telemetry::traces::export::Exporter;
 use crate::topology::Topology;
 use crate::topology::edition::Edition;
 use crate::topology::promise::routes;
-use crate::web;
+use crate::web::Server;
 
 /// Dead letters that `--until-idle` prints for each stream; the rest is counted.
 const DEAD_PRINTED_MAX: usize = 20;
+
+/// Edits that may be asked for at once, over HTTP.
+const REQUESTS_MAX: usize = 16;
 
 /// Run a topology.
 #[derive(Debug, clap::Args)]
@@ -41,67 +49,100 @@ pub struct Args {
 
 /// Runs until a signal, or until everything is done.
 pub fn run(args: Args) -> Result<()> {
+    let watcher = Watcher::new(&args.file); // before it is read: an edit from then on is seen
     let topology = load(&args.file)?;
     let part = Part { only: args.only };
     check_part(&topology, &part)?;
     if args.until_idle {
         check_finite(&topology, &part)?;
     }
-    let (board, exporter) = board(&topology)?;
+    let board = Board::default();
+    let (tracing, instance) = (topology.tracing.as_ref(), &topology.runtime.instance);
+    let exporter = board.traces.turn(tracing, instance, &board.metrics)?;
     logs::start(&topology.runtime.log, topology.runtime.log_json, board.traces.layer());
     eprint!("{}", topology.warnings_text());
-    let running = running(Arc::new(topology), part, args.until_idle, &args.file, Arc::new(board));
-    let ended = actix_rt::System::new().block_on(running);
-    if let Some(exporter) = exporter {
+    let (topology, board, until_idle) = (Arc::new(topology), Arc::new(board), args.until_idle);
+    let mut process =
+        Process { file: args.file, watcher, topology, part, until_idle, board, exporter };
+    let ended = actix_rt::System::new().block_on(process.run());
+    if let Some(exporter) = process.exporter {
         exporter.stop();
     }
+    logs::bounds::tell(true);
     ended
 }
 
-/// What actors write on, and what sends their spans away.
-fn board(topology: &Topology) -> Result<(Board, Option<Exporter>)> {
-    let mut board = Board::default();
-    let Some(tracing) = &topology.tracing else { return Ok((board, None)) };
-    let (traces, exporter) = Traces::start(tracing, &topology.runtime.instance, &board.metrics)?;
-    board.traces = traces;
-    Ok((board, Some(exporter)))
-}
-
-async fn running(
+/// A process, before anything in it runs.
+struct Process {
+    file: PathBuf,
+    watcher: Watcher,
     topology: Arc<Topology>,
     part: Part,
     until_idle: bool,
-    file: &std::path::Path,
     board: Arc<Board>,
-) -> Result<()> {
-    let mut signals = Signals::new()?;
-    let started_us = now_us();
-    let shared = Shared { site: site(&topology, until_idle), board, suspicion: Arc::default() };
-    let arbiters: Vec<_> =
-        (0..topology.runtime.threads.max(1)).map(|_| actix_rt::Arbiter::new()).collect();
-    let handles = arbiters.iter().map(actix_rt::Arbiter::handle).collect();
-    let (editions, edition) = watch::channel(Arc::new(Edition::first(topology.clone())));
-    let supervisor = Supervisor::new(editions, part.clone(), shared.clone(), handles).start();
-    let server = match &topology.http {
-        Some(http) => Some(web::start(http, edition, &part, &supervisor, &shared.board)?),
-        None => None,
-    };
-    show_what_to_look_at(&topology, &part, file);
+    /// What sends spans.
+    exporter: Option<Exporter>,
+}
 
-    let outcome = tokio::select! {
-        () = signals.next() => Ok(()),
-        idle = idle::idle(&supervisor, &shared.board, &topology, &part), if until_idle => idle,
-    };
-    drain(&supervisor, &mut signals).await?;
-    if let Some(server) = server {
-        server.stop().await;
+impl Process {
+    async fn run(&mut self) -> Result<()> {
+        let Self { file, watcher, topology, part, until_idle, board, exporter } = self;
+        let until_idle = *until_idle;
+        let mut signals = Signals::new()?;
+        let started_us = now_us();
+        let site = site(topology, until_idle);
+        let shared = Shared { site, board: board.clone(), suspicion: Arc::default() };
+        let arbiters: Vec<_> =
+            (0..topology.runtime.threads.max(1)).map(|_| actix_rt::Arbiter::new()).collect();
+        let handles = arbiters.iter().map(actix_rt::Arbiter::handle).collect();
+        let (editions, edition) = watch::channel(Arc::new(Edition::first(topology.clone())));
+        let editions = Arc::new(editions);
+        count_from_now(&board.metrics);
+        let supervisor = Supervisor::new(editions.clone(), part.clone(), shared, handles).start();
+        let (reloads, mut asked) = mpsc::channel(REQUESTS_MAX);
+        if until_idle {
+            asked.close(); // a run to an end has the one it began with
+        }
+        let mut server =
+            Server::new(edition, part.clone(), supervisor.clone(), board.clone(), reloads);
+        let prepared = server.prepare(topology).map_err(|faults| anyhow!("{faults}"))?;
+        server.apply(prepared).await?;
+        show_what_to_look_at(topology, part, file);
+        actix_rt::spawn(logs::look_after(board.clone()));
+
+        let mut edits = Edits {
+            file,
+            watcher,
+            part,
+            editions: &editions,
+            supervisor: &supervisor,
+            board,
+            server,
+            exporter,
+        };
+        let outcome = tokio::select! {
+            () = signals.next() => Ok(()),
+            never = edits.apply(asked), if !until_idle => never,
+            idle = idle::idle(&supervisor, board, topology, part), if until_idle => idle,
+        };
+        drain(&supervisor, &mut signals).await?;
+        edits.server.stop().await;
+        let topology = editions.borrow().topology.clone();
+        let totals = idle::counts(board, &topology);
+        tracing::info!(published = totals.published, stored = totals.stored, "stopped");
+        if until_idle {
+            print_dead(&topology, part, started_us).await?;
+        }
+        outcome
     }
-    let totals = idle::counts(&shared.board, &topology);
-    tracing::info!(published = totals.published, stored = totals.stored, "stopped");
-    if until_idle {
-        print_dead(&topology, &part, started_us).await?;
+}
+
+/// What is counted of edits is there from the start on, so that a first one is seen as a rise.
+fn count_from_now(metrics: &Metrics) {
+    metrics.generation.set(1);
+    for result in ["applied", "refused"] {
+        metrics.reloads.get_or_create_owned(&ReloadLabels { result });
     }
-    outcome
 }
 
 /// Stops in flow order; a second signal stops at once.
@@ -148,19 +189,24 @@ impl Signals {
 
 /// `--only` names sources and groups that there are.
 fn check_part(topology: &Topology, part: &Part) -> Result<()> {
-    let sources = topology.sources.iter().map(|source| (Room::Source, &source.name));
-    let groups = topology.groups.iter().map(|group| (Room::Group, &group.name));
-    let known: Vec<String> =
-        sources.chain(groups).map(|(room, name)| format!("{}.{name}", room.noun())).collect();
-    for only in &part.only {
-        if !known.contains(only) {
-            bail!(Wrong::Usage(format!(
-                "--only {only} names nothing (this file has {})",
-                known.join(", ")
-            )));
-        }
+    if let Some(only) = names_nothing(topology, part) {
+        let known = parts(topology).join(", ");
+        bail!(Wrong::Usage(format!("--only {only} names nothing (this file has {known})")));
     }
     Ok(())
+}
+
+/// What `--only` names and the file does not have.
+fn names_nothing<'a>(topology: &Topology, part: &'a Part) -> Option<&'a str> {
+    let known = parts(topology);
+    part.only.iter().find(|only| !known.contains(only)).map(String::as_str)
+}
+
+/// What `--only` may name.
+fn parts(topology: &Topology) -> Vec<String> {
+    let sources = topology.sources.iter().map(|source| (Room::Source, &source.name));
+    let groups = topology.groups.iter().map(|group| (Room::Group, &group.name));
+    sources.chain(groups).map(|(room, name)| format!("{}.{name}", room.noun())).collect()
 }
 
 /// `--until-idle` needs an end of everything that runs.
