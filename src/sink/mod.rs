@@ -33,7 +33,7 @@ pub trait Sink: Send {
     /// nothing is known of the batch, which will come again. The sink is then opened anew.
     async fn store(&mut self, batch: &[&Delivery]) -> Result<Vec<Refusal>>;
 
-    /// Whether it could store something now; asked every few seconds while there is nothing to
+    /// Whether it could store something now; asked every second while there is nothing to
     /// store. An error counts as one of `store`.
     async fn check(&mut self) -> Result<()> {
         Ok(())
