@@ -19,7 +19,9 @@ use crate::event::trace::Place;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Replaces the filter of the log.
-static FILTER: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
+static FILTER: OnceLock<Replace> = OnceLock::new();
+
+type Replace = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Makes spans of what is logged as such.
 pub type SpanLayer = Box<dyn Layer<Registry> + Send + Sync>;
