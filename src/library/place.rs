@@ -1,9 +1,10 @@
 //! Where a stream is: a topology of one stream, written by a program instead of a person. It goes
 //! through the same checks, so a key means here what it means in the file.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use toml::{Table, Value};
@@ -71,7 +72,7 @@ impl StreamBuilder {
             let text = "the stream has no name (`Stream::at(URL).name(\"orders\")`)";
             Error::Invalid(text.to_owned())
         })?;
-        let place = Place { name, settings: self, wrote: AtomicBool::new(false) };
+        let place = Place::new(name, self);
         let Declared { stream, site, .. } = place.declare(Role::Look)?;
         let backend = (stream.kind.open)(stream, site).await;
         let backend = backend.map_err(|error| place.cannot_open(error))?;
@@ -124,7 +125,8 @@ impl Stream {
     /// A producer, which files its events' ids under `origin`: the name of what it is part of
     /// (`"shop"`). Events carry it as their source.
     ///
-    /// RabbitMQ keeps nothing that no group wants: there, [create](Group::create) a group first.
+    /// RabbitMQ keeps nothing that no group wants: there, [create](Group::create) a group first. A
+    /// RabbitMQ stream's `max_backlog` counts the groups that this program asked for before.
     pub async fn producer(&self, origin: &str) -> Result<Producer, Error> {
         Producer::open(self.clone(), origin).await
     }
@@ -143,7 +145,9 @@ impl Stream {
 
     /// What a group of it is declared with.
     pub(super) fn declare(&self, group: &str, keys: &Table) -> Result<Declared, Error> {
-        self.place.declare(Role::Read(group, keys))
+        let declared = self.place.declare(Role::Read(group, keys))?;
+        self.place.groups().insert(group.to_owned(), keys.clone());
+        Ok(declared)
     }
 
     /// A hand to write with, for the first time.
@@ -173,6 +177,9 @@ struct Place {
     /// This program writes the stream: then it is the one that drops what every group has acked,
     /// as the default of `retain` has it.
     wrote: AtomicBool,
+    /// The groups that this program has asked for, and their keys: its producers know them, as
+    /// those of a file know the file's.
+    groups: Mutex<BTreeMap<String, Table>>,
 }
 
 /// What a stream is opened for.
@@ -193,6 +200,14 @@ pub(super) struct Declared {
 }
 
 impl Place {
+    fn new(name: String, settings: StreamBuilder) -> Self {
+        Self { name, settings, wrote: AtomicBool::new(false), groups: Mutex::default() }
+    }
+
+    fn groups(&self) -> MutexGuard<'_, BTreeMap<String, Table>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn cannot_open(&self, error: anyhow::Error) -> Error {
         match error.downcast::<Error>() {
             Ok(error) => error,
@@ -222,12 +237,16 @@ impl Place {
             let keys = [("kind", "publisher"), ("to", name), ("origin", origin)];
             put("source", "producer", table(&keys));
         }
-        if let Role::Read(group, keys) = role {
-            // A sink and a stream cannot share a name.
-            let handler = if name == "handler" { "consumer" } else { "handler" };
-            let mut group_keys = keys.clone();
-            group_keys.extend(table(&[("from", name), ("to", handler)]));
-            put("group", group, group_keys);
+        let groups = match role {
+            Role::Look => BTreeMap::new(),
+            Role::Write(_) => self.groups().clone(),
+            Role::Read(group, keys) => BTreeMap::from([(group.to_owned(), keys.clone())]),
+        };
+        // A sink and a stream cannot share a name.
+        let handler = if name == "handler" { "consumer" } else { "handler" };
+        for (group, mut keys) in groups {
+            keys.extend(table(&[("from", name), ("to", handler)]));
+            put("group", &group, keys);
             put("sink", handler, table(&[("kind", "console")]));
         }
         if let Some(data_dir) = &self.settings.data_dir {
@@ -314,7 +333,7 @@ mod tests {
 
     fn place(builder: StreamBuilder) -> Place {
         let name = builder.name.clone().unwrap();
-        Place { name, settings: builder, wrote: AtomicBool::new(false) }
+        Place::new(name, builder)
     }
 
     fn declare(builder: StreamBuilder, role: Role<'_>) -> Result<Declared, String> {
