@@ -107,7 +107,8 @@ pub use library::{
 pub use stream::shard_of;
 
 // The program's rooms, in the order in which an event meets them; ARCHITECTURE.md says what each
-// is. They are public for the program and its tests alone, and change as it does.
+// is. They are public for the program and its tests alone, and change as it does. Who reads the
+// pages of their kinds reads the private ones too.
 #[doc(hidden)]
 pub mod actor;
 #[doc(hidden)]
@@ -120,10 +121,12 @@ mod fault;
 #[doc(hidden)]
 pub mod sink;
 #[doc(hidden)]
+#[allow(rustdoc::private_intra_doc_links)]
 pub mod source;
 #[doc(hidden)]
 pub mod spec;
 #[doc(hidden)]
+#[allow(rustdoc::private_intra_doc_links)]
 pub mod stream;
 #[doc(hidden)]
 pub mod telemetry;

@@ -3,7 +3,6 @@
 
 #[path = "support/process.rs"]
 mod process;
-#[allow(dead_code)]
 #[path = "support/servers.rs"]
 mod servers;
 
@@ -196,6 +195,95 @@ fn postgres() {
 #[test]
 fn rabbitmq() {
     every_order_is_booked_once(Orders::at(Rabbit::shared().vhost()));
+}
+
+/// The consumer of the next test, run as a process of its own: one order takes it down.
+#[test]
+#[ignore = "a part of another test"]
+fn a_consumer_that_an_order_takes_down() {
+    let Ok(url) = std::env::var("ORDERS_URL") else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let orders = aqueduct::Stream::at(url).name("orders").shards(3).open().await.unwrap();
+        let group = orders.group("billing").lease(Duration::from_millis(500)).attempts(2);
+        let mut consumer = group.consumer("worker").await.unwrap();
+        loop {
+            let batch = consumer.pull(100, Duration::from_secs(1)).await.unwrap();
+            let number = |it: &aqueduct::Received| {
+                it.json::<serde_json::Value>().unwrap()["number"].as_u64().unwrap()
+            };
+            if let Some(poison) = batch.iter().find(|it| number(it) == 17) {
+                println!("attempt {} in a batch of {}", poison.attempt(), batch.len());
+                std::process::abort();
+            }
+            batch.ack().await.unwrap();
+            batch.iter().for_each(|message| println!("handled {}", number(message)));
+        }
+    });
+}
+
+/// It is delivered among others twice, then alone as often as it may be; all others are handled.
+fn an_order_that_takes_its_consumers_down_is_a_dead_letter(orders: Orders, kind: &str) {
+    orders.place.write_topology(&format!("[stream.orders]\n{kind}\nshards = {}\n", orders.shards));
+    orders.publish(60, &[]);
+    let mut said = String::new();
+    let mut deaths = 0;
+    let start = Instant::now();
+    let handled =
+        |said: &str| (1..=60).filter(|n| said.contains(&format!("handled {n}\n"))).count();
+    while handled(&said) < 59 || deaths < 4 {
+        assert!(start.elapsed() < Duration::from_secs(60), "{said}");
+        let log = orders.place.path("poisoned.log");
+        let file = std::fs::File::create(&log).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([
+            "a_consumer_that_an_order_takes_down",
+            "--exact",
+            "--ignored",
+            "--nocapture",
+        ]);
+        command.env("ORDERS_URL", &orders.url).current_dir(orders.place.dir.path());
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        let mut program = Program { child: command.spawn().unwrap(), log };
+        let ended = within(PATIENCE, || program.child.try_wait().unwrap().is_some());
+        deaths += u32::from(ended);
+        said.push_str(&program.said());
+    }
+    let dead = orders.place.done(&["dead", "list", "topology.toml", "orders"]);
+    assert!(dead.stdout.contains("\"number\":17"), "{}{}\n{said}", dead.stdout, dead.stderr);
+    assert_eq!((deaths, dead.stdout.matches("\"number\"").count()), (4, 1), "{said}");
+    for alone in ["attempt 1 in a batch of 1\n", "attempt 2 in a batch of 1\n"] {
+        assert_eq!(said.matches(alone).count(), 1, "{said}");
+    }
+    assert_eq!(handled(&said), 59);
+}
+
+#[test]
+fn poison_on_embedded() {
+    let orders = Orders::at("embedded:streams.db");
+    an_order_that_takes_its_consumers_down_is_a_dead_letter(orders, "path = \"streams.db\"");
+}
+
+#[test]
+fn poison_on_redis() {
+    let server = Redis::start();
+    let orders = Orders::at(server.url());
+    let kind = format!("kind = \"redis\"\nurl = {}", urls(&orders.url));
+    an_order_that_takes_its_consumers_down_is_a_dead_letter(orders, &kind);
+}
+
+#[test]
+fn poison_on_postgres() {
+    let orders = Orders::at(Postgres::shared().database());
+    let kind = format!("kind = \"postgres\"\nurl = {}", urls(&orders.url));
+    an_order_that_takes_its_consumers_down_is_a_dead_letter(orders, &kind);
+}
+
+#[test]
+fn poison_on_rabbitmq() {
+    let orders = Orders::at(Rabbit::shared().vhost());
+    let kind = format!("kind = \"rabbitmq\"\nurl = {}", urls(&orders.url));
+    an_order_that_takes_its_consumers_down_is_a_dead_letter(orders, &kind);
 }
 
 /// What a producer of the library publishes is stored by `aqueduct run`, and what that reads from a

@@ -364,20 +364,25 @@ impl<'b> Work<'b> {
 
     /// They are settled, as far as they were this consumer's, and leave its hand.
     fn done(self, dead: Vec<EventId>) -> Settled {
-        let settled = self.kept_with(dead);
+        let settled = self.settled(dead);
         self.batch.shared.hand().settled(&self.picks);
         settled
     }
 
-    /// They are settled, as far as they were this consumer's, and stay in its hand.
+    /// They are settled, as far as they were this consumer's, and stay in its hand to be delivered
+    /// again.
     fn kept(self) -> Settled {
-        self.kept_with(Vec::new())
+        self.settled(Vec::new())
     }
 
-    fn kept_with(&self, dead: Vec<EventId>) -> Settled {
+    fn settled(&self, dead: Vec<EventId>) -> Settled {
         let Self { batch, picks } = self;
-        let ours: HashSet<Pick> = batch.shared.hand().ours(picks).into_iter().collect();
-        let lost: HashSet<&Pick> = picks.iter().filter(|pick| !ours.contains(pick)).collect();
+        let mut hand = batch.shared.hand();
+        let ours: HashSet<Pick> = hand.ours(picks).into_iter().collect();
+        let lost: Vec<Pick> = picks.iter().filter(|pick| !ours.contains(pick)).copied().collect();
+        hand.settled(&lost);
+        drop(hand);
+        let lost: HashSet<Pick> = lost.into_iter().collect();
         let mut open = batch.open();
         picks.iter().for_each(|pick| {
             open.remove(pick);

@@ -89,6 +89,10 @@ impl std::fmt::Debug for StreamBuilder {
 
 /// A durable stream, opened: producers write it, and the consumers of its groups read it. A clone
 /// is the same stream.
+///
+/// It works in any Tokio runtime with time and I/O enabled, of one thread or many. What a process
+/// opens at one backend shares connections, which live in the runtime that made them: use one
+/// runtime for all of it.
 #[derive(Clone)]
 pub struct Stream {
     place: Arc<Place>,

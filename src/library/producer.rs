@@ -44,8 +44,9 @@ impl Producer {
     /// Publishes messages, in order. When it returns, all of them are as durable as the backend is
     /// set up to be ([`Stream::weakness`]); the answer is their ids.
     ///
-    /// Up to 1000 messages and about 1 MiB are stored together or not at all; more go in several
-    /// such parts, one after the other. After an error, and where its future was dropped midway,
+    /// Up to 1000 messages and about 1 MiB are stored together or not at all (by RabbitMQ, and by the
+    /// shards of a Redis Cluster, each by itself); more go in several such parts, one after the
+    /// other. After an error, and where its future was dropped midway,
     /// any of the messages may be stored. Publishing *the same* [`Message`]s again is right then:
     /// they keep their ids, so that a sink, and every consumer that keeps one of each id, has each
     /// of them once.
