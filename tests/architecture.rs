@@ -12,7 +12,7 @@ const ROOMS: &[&[&str]] = &[
     &["topology"],
     &["telemetry"],
     &["actor"],
-    &["web"],
+    &["web", "library"],
     &["cli"],
 ];
 const LINES_MAX: usize = 500;

@@ -9,6 +9,7 @@ pub mod postgres;
 mod rabbitmq;
 mod redis;
 mod sql;
+pub mod suspicion;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -10,14 +10,8 @@ use super::{Member, Target};
 use crate::actor::message::{Alone, Append, Deliver, Down};
 use crate::event::{Delivery, Event, Refusal};
 use crate::fault;
-use crate::stream::{self, Appended};
+use crate::stream::{self, Appended, suspicion};
 use crate::telemetry::board::State;
-
-/// How often an event may have been handed out before it is a suspect: once, and once again after
-/// a crash that was most likely not its doing.
-const INNOCENT_DELIVERIES: u32 = 2;
-/// How many deaths within its delivery make a batch's events suspects.
-const INNOCENT_DEATHS: u32 = 1;
 
 /// What came of a delivery.
 pub enum Outcome {
@@ -46,11 +40,7 @@ impl Member {
 
     /// Delivers one batch as far as it goes: what is stored or suspected leaves it.
     async fn deliver_held(&self, held: Held) -> Result<()> {
-        let suspected = |delivery: &Delivery| {
-            held.deaths > INNOCENT_DEATHS
-                || delivery.deliveries > INNOCENT_DELIVERIES
-                || delivery.attempts > 0
-        };
+        let suspected = |delivery: &Delivery| suspicion::is_suspect(delivery, held.deaths);
         if held.deliveries.iter().any(suspected) {
             let (suspects, rest): (Vec<_>, Vec<_>) =
                 held.deliveries.iter().cloned().partition(suspected);

@@ -1,7 +1,7 @@
 //! Suspects: delivered alone, each attempt charged before, until they are stored or given up.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
@@ -10,13 +10,9 @@ use super::deliver::Outcome;
 use super::hand::Suspect;
 use crate::actor::message::Alone;
 use crate::event::now_us;
+use crate::stream::suspicion;
 use crate::telemetry::board::State;
 use crate::telemetry::logs;
-
-/// The wait between the first two attempts of a suspect; it doubles from there.
-const ATTEMPT_FIRST: Duration = Duration::from_millis(50);
-/// The longest wait between two attempts.
-const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
 impl Member {
     /// Delivers suspects as they fall due, beside the batches.
@@ -93,8 +89,7 @@ impl Member {
     }
 
     fn postpone(&self, mut suspect: Suspect, refused: Option<String>) {
-        let doublings = suspect.delivery.attempts.saturating_sub(1).min(10);
-        suspect.due = Instant::now() + (ATTEMPT_FIRST * (1 << doublings)).min(ATTEMPT_MAX);
+        suspect.due = Instant::now() + suspicion::wait_after(suspect.delivery.attempts);
         if suspect.delivery.attempts >= self.group.attempts {
             suspect.due = Instant::now();
         }

@@ -1,5 +1,5 @@
 //! The `http` source: events that are posted. The web server reads and checks a request
-//! ([`body::read`]), makes its events ([`events`]) and knocks at the source's door; what waits
+//! ([`body::read`]), makes its events ([`Ids::events`]) and knocks at the source's door; what waits
 //! there while an append is under way goes with the next one, so that concurrent requests share a
 //! commit.
 

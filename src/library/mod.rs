@@ -1,0 +1,24 @@
+//! The library: streams and groups for a program of one's own, on the backends that the actors run.
+//!
+//! - [`place`]: where a stream is; it goes through the checks of the topology file.
+//! - [`message`], [`producer`]: the way in.
+//! - [`group`], [`consumer`], [`batch`]: the way out, with [`hand`] and [`shared`] behind them:
+//!   what a consumer holds, and who keeps it.
+
+mod batch;
+mod consumer;
+mod error;
+mod group;
+mod hand;
+mod message;
+mod place;
+mod producer;
+mod shared;
+
+pub use batch::{Batch, Received, Settled};
+pub use consumer::Consumer;
+pub use error::Error;
+pub use group::Group;
+pub use message::Message;
+pub use place::{Stream, StreamBuilder};
+pub use producer::Producer;

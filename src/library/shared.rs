@@ -1,0 +1,269 @@
+//! What a consumer, its batches and the task that renews its leases share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::Error;
+use super::error::Tries;
+use super::hand::{Hand, Pick};
+use super::place::Declared;
+use crate::event::Ticket;
+use crate::spec::Site;
+use crate::stream::{Backend, GroupSpec, Reader, ReaderSpec, StreamSpec};
+
+/// How long a backend may fail before it is opened anew: what is held is lost with that, and a
+/// connection that broke is mended sooner.
+const GRACE: Duration = Duration::from_secs(2);
+/// The longest wait until leases are renewed again where that failed.
+const RENEW_AGAIN: Duration = Duration::from_millis(500);
+
+/// One consumer.
+pub(super) struct Shared {
+    pub group: GroupSpec,
+    stream: StreamSpec,
+    site: Site,
+    member: String,
+    line: tokio::sync::Mutex<Line>,
+    hand: Mutex<Hand>,
+    /// Something was let go of that is to be delivered again.
+    pub returned: Notify,
+    pub closed: AtomicBool,
+    runtime: Handle,
+}
+
+/// The way to the backend.
+#[derive(Default)]
+struct Line {
+    open: Option<(Arc<dyn Backend>, Arc<dyn Reader>)>,
+    failing_since: Option<Instant>,
+}
+
+impl Shared {
+    /// Opens the stream and a member's hand on it.
+    pub async fn open(declared: Declared, name: &str) -> Result<Arc<Self>, Error> {
+        static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        let Declared { stream, site, group } = declared;
+        let group = group.ok_or_else(|| Error::Invalid("no group was declared".to_owned()))?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::new(Self {
+            // Two consumers of one name would take each other's messages.
+            member: format!("{}/{}/{name}-{number}", site.instance, group.name),
+            group,
+            stream,
+            site,
+            line: tokio::sync::Mutex::default(),
+            hand: Mutex::default(),
+            returned: Notify::new(),
+            closed: AtomicBool::new(false),
+            runtime: Handle::current(),
+        });
+        let opened = shared.reader().await;
+        opened.map_err(|error| Error::away(shared.what("open a consumer"), error))?;
+        tokio::spawn(keep(Arc::downgrade(&shared), shared.group.lease));
+        Ok(shared)
+    }
+
+    /// `doing` of group and stream, for errors.
+    pub fn what(&self, doing: &str) -> String {
+        format!("{doing} of group {} on stream {}", self.group.name, self.stream.name)
+    }
+
+    /// Tries that end with the lease: after that another consumer has what they are about.
+    pub fn tries(&self, doing: &str) -> Tries {
+        Tries::until(Instant::now() + self.group.lease, self.what(doing))
+    }
+
+    /// The hand. What it guards is whole between any two statements.
+    pub fn hand(&self) -> MutexGuard<'_, Hand> {
+        self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The backend's side of the hand, opened where it is not.
+    async fn reader(&self) -> Result<Arc<dyn Reader>> {
+        let mut line = self.line.lock().await;
+        if let Some((_, reader)) = &line.open {
+            return Ok(reader.clone());
+        }
+        ensure!(!self.closed.load(Ordering::Acquire), "the consumer was closed");
+        let backend = (self.stream.kind.open)(self.stream.clone(), self.site.clone()).await?;
+        let spec = ReaderSpec { group: self.group.clone(), member: self.member.clone() };
+        let reader = backend.reader(spec).await?;
+        *line = Line { open: Some((backend, reader.clone())), failing_since: None };
+        Ok(reader)
+    }
+
+    /// The same, tried for as long as there is time.
+    pub async fn reader_in(&self, tries: &mut Tries) -> Result<Arc<dyn Reader>, Error> {
+        loop {
+            match self.reader().await {
+                Ok(reader) => return Ok(reader),
+                Err(error) => tries.again(error).await?,
+            }
+        }
+    }
+
+    /// Notes what became of a call, and waits before the next try where it failed. `None`: call
+    /// again.
+    pub async fn answer<T>(
+        &self,
+        reader: &Arc<dyn Reader>,
+        answer: Result<T>,
+        tries: &mut Tries,
+    ) -> Result<Option<T>, Error> {
+        self.note(reader, answer.is_ok()).await;
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) => tries.again(error).await.map(|()| None),
+        }
+    }
+
+    /// Notes whether a call worked. A reader that goes on failing is let go of, with all it holds.
+    async fn note(&self, reader: &Arc<dyn Reader>, worked: bool) {
+        let mut line = self.line.lock().await;
+        if !line.open.as_ref().is_some_and(|(_, open)| Arc::ptr_eq(open, reader)) {
+            return;
+        }
+        if worked {
+            line.failing_since = None;
+            return;
+        }
+        let since = *line.failing_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= GRACE || self.hand().is_empty() {
+            *line = Line::default();
+            self.hand().lose_all();
+        }
+    }
+
+    /// Makes sure that these still are this consumer's, where that has been open for `age`.
+    pub async fn look(
+        &self,
+        reader: &Arc<dyn Reader>,
+        picks: &[Pick],
+        age: Duration,
+    ) -> Result<()> {
+        let old = self.hand().older(picks, age);
+        if old.is_empty() {
+            return Ok(());
+        }
+        let since = Instant::now();
+        let lost = reader.renew(&tickets(&old)).await?;
+        self.hand().renewed(&old, since, &lost);
+        Ok(())
+    }
+
+    /// Renews all leases once.
+    async fn renew(&self) -> Result<()> {
+        let picks = self.hand().all();
+        if picks.is_empty() {
+            return Ok(());
+        }
+        let reader = self.reader().await?;
+        let since = Instant::now();
+        let renewed = reader.renew(&tickets(&picks)).await;
+        self.note(&reader, renewed.is_ok()).await;
+        let lost = renewed?;
+        // What was settled meanwhile, or is being settled, is no longer this consumer's either.
+        let mut hand = self.hand();
+        let all: std::collections::HashSet<Pick> = hand.all().into_iter().collect();
+        let picks: Vec<Pick> = picks.into_iter().filter(|pick| all.contains(pick)).collect();
+        let lost = hand.renewed(&picks, since, &lost);
+        drop(hand);
+        if lost > 0 {
+            tracing::warn!(
+                group = %self.group.name,
+                events = lost,
+                "another consumer took over messages that were held longer than their lease"
+            );
+        }
+        Ok(())
+    }
+
+    /// Charges an attempt, to its end whatever becomes of who asked for it.
+    pub async fn charge(self: &Arc<Self>, pick: Pick) -> Result<()> {
+        let shared = self.clone();
+        let task = self.runtime.spawn(async move {
+            let reader = shared.reader().await?;
+            let charged = reader.charge(pick.ticket).await;
+            shared.note(&reader, charged.is_ok()).await;
+            shared.hand().charged(&pick, charged?);
+            Ok(())
+        });
+        task.await.map_err(|error| anyhow!(error))?
+    }
+
+    /// Hands back everything, and ends.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.closed.store(true, Ordering::Release);
+        let mut tries = self.tries("hand back the messages");
+        loop {
+            let open = self.line.lock().await.open.as_ref().map(|(_, reader)| reader.clone());
+            // Without a line it holds nothing.
+            let Some(reader) = open else { break };
+            let all = self.hand().all();
+            let handed_back = self.hand_back(&reader, &all).await;
+            if self.answer(&reader, handed_back, &mut tries).await?.is_some() {
+                break;
+            }
+        }
+        self.hand().clear();
+        *self.line.lock().await = Line::default();
+        Ok(())
+    }
+
+    /// Hands these back as if they had not been delivered.
+    pub async fn hand_back(&self, reader: &Arc<dyn Reader>, picks: &[Pick]) -> Result<()> {
+        for pick in picks {
+            let charged = self.hand().find(pick).is_some_and(|held| held.charged);
+            if charged {
+                reader.refund(pick.ticket).await?;
+                self.hand().refunded(pick);
+            }
+        }
+        reader.release(&tickets(picks)).await
+    }
+}
+
+impl Drop for Shared {
+    /// Hands back what the program never had, or has spoken about. What it was given without
+    /// another word counts as delivered: it may be what ends the program again and again.
+    fn drop(&mut self) {
+        let Some((backend, reader)) = self.line.get_mut().open.take() else { return };
+        let known = self.hand().known();
+        self.runtime.spawn(async move {
+            if let Err(error) = reader.release(&known).await {
+                tracing::debug!("could not hand back what a consumer held: {error:#}");
+            }
+            drop((reader, backend));
+        });
+    }
+}
+
+/// What backends know these by.
+pub(super) fn tickets(picks: &[Pick]) -> Vec<Ticket> {
+    picks.iter().map(|pick| pick.ticket).collect()
+}
+
+/// Keeps a consumer's leases as long as it, or a batch of it, is there.
+async fn keep(shared: Weak<Shared>, lease: Duration) {
+    let mut pause = lease / 3;
+    loop {
+        sleep(pause).await;
+        let Some(shared) = shared.upgrade() else { return };
+        if shared.closed.load(Ordering::Acquire) {
+            return;
+        }
+        pause = match shared.renew().await {
+            Ok(()) => lease / 3,
+            Err(error) => {
+                tracing::warn!(group = %shared.group.name, "leases cannot be renewed: {error:#}");
+                (lease / 10).min(RENEW_AGAIN)
+            }
+        };
+    }
+}
