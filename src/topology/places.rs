@@ -1,6 +1,7 @@
 //! Where each key and value of the file stands.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use super::fault::Fault;
 use crate::spec::parse::Problem;
@@ -16,12 +17,19 @@ enum Spot {
 }
 
 /// Where each key of the file stands, by the keys on the way down to it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Places {
     spots: HashMap<Vec<String>, Spot>,
     /// The byte offset of each line's start.
     lines: Vec<usize>,
     text: String,
+}
+
+/// Nothing of the text, which may hold a password.
+impl fmt::Debug for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Places of {} lines", self.lines.len())
+    }
 }
 
 impl Places {
