@@ -221,7 +221,12 @@ pub(super) fn described() -> Vec<(String, Json)> {
                  the next, how each of them is. Times are microseconds since 1970.";
     let live = "The same as server-sent events: `state` at first and when the topology changes, \
                 `tick` with what changes all the time, every second and when a component fails.";
+    let edit = "Applies the topology file as it is now. Answers its generation, and what changed.";
+    let mut edit = guarded("reload", edit, json!([]));
+    edit["responses"]["422"] = problem("The file is wrong: `faults` has each, with its place.");
+    edit["responses"]["503"] = problem("The process is stopping, or runs --until-idle.");
     [
+        ("/api/reload".to_owned(), json!({ "post": edit })),
         ("/api/state".to_owned(), open(state, "application/json")),
         ("/api/live".to_owned(), open(live, "text/event-stream")),
         ("/api/events".to_owned(), json!({ "get": events })),

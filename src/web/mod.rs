@@ -232,17 +232,15 @@ async fn described(served: web::Data<Served>, side: web::Data<Side>) -> impl Res
 }
 
 /// Has the topology file applied as it is now.
-async fn reload(served: web::Data<Served>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+async fn reload(
+    served: web::Data<Served>,
+    within: web::Data<Inside>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
     if request.method() != Method::POST {
         return Err(Problem::only_post());
     }
-    let serving = served.now();
-    if !serving.intake.guard().knows(&request) {
-        return Err(Problem::stranger());
-    }
-    if !serving.intake.guard().asks() && browsed(&request) {
-        return Err(Problem::foreign());
-    }
+    let _pass = within.admit(&request)?;
     let (reply, answer) = oneshot::channel();
     let asked = served.reloads.send(reply).await.is_ok();
     match answer.await {
@@ -265,11 +263,6 @@ impl<'a> Reloaded<'a> {
     fn new(applied: &'a Applied) -> Self {
         Self { generation: applied.edition.generation, changes: &applied.changes }
     }
-}
-
-/// Whether a page of a browser asks, which may be anybody's: those say so.
-fn browsed(request: &HttpRequest) -> bool {
-    ["origin", "sec-fetch-site"].iter().any(|name| request.headers().contains_key(*name))
 }
 
 async fn nothing() -> HttpResponse {

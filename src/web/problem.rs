@@ -47,15 +47,6 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, error)
     }
 
-    /// 403: a page of a browser asks, and it may be anybody's.
-    pub fn foreign() -> Self {
-        Self::new(
-            StatusCode::FORBIDDEN,
-            "without a `token` in [http] this is not for pages of a browser (set one, or ask from a \
-             command line)",
-        )
-    }
-
     /// 404: nothing is there.
     pub fn missing(error: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, error)
