@@ -285,14 +285,14 @@ fn who_may_speak_with_whom() {
         peer("database", "elsewhere", ("some", "database"), 5432),
         peer("stranger", "default", ("app", "stranger"), 80),
     ];
-    let adapter = rendered("adapter");
     let inside = |overlay: &str| {
-        let rendered = rendered(overlay);
-        let mut peers = Peer::all(&rendered, "aqueduct");
-        peers.extend(Peer::all(&adapter, "aqueduct-metrics"));
+        let mut rendered = rendered(overlay);
+        if overlay != "dev" {
+            rendered.extend(self::rendered("adapter-operator"));
+        }
+        let mut peers = Peer::all(&rendered);
         peers.extend(outside.iter().cloned());
-        let policies: Vec<Value> =
-            of(&rendered, "NetworkPolicy").chain(of(&adapter, "NetworkPolicy")).cloned().collect();
+        let policies: Vec<Value> = of(&rendered, "NetworkPolicy").cloned().collect();
         let said = ways(&peers, &policies);
         // Outside, nothing here decides.
         let own = |way: &&(&str, &str, u64)| {

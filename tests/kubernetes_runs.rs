@@ -16,6 +16,7 @@ mod shipped;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use kustomize::Workload;
@@ -59,8 +60,21 @@ impl Cluster {
         let url = postgres.database();
         let database = url.rsplit_once('/').unwrap().1.to_owned();
         let topology = tempfile::tempdir().unwrap();
-        std::fs::write(topology.path().join("lines.toml"), read(TOPOLOGY)).unwrap();
-        Self { redis, postgres, database, secrets, topology }
+        symlink("..data/lines.toml", topology.path().join("lines.toml")).unwrap();
+        let cluster = Self { redis, postgres, database, secrets, topology };
+        cluster.apply(&read(TOPOLOGY));
+        cluster
+    }
+
+    /// Makes `text` the ConfigMap's, as the kubelet does: a new directory, and a link that is turned
+    /// to it.
+    fn apply(&self, text: &str) {
+        let at = |name: &str| self.topology.path().join(name);
+        let version = format!("..{}", fastrand::u64(..));
+        std::fs::create_dir(at(&version)).unwrap();
+        std::fs::write(at(&version).join("lines.toml"), text).unwrap();
+        symlink(&version, at("..data_tmp")).unwrap();
+        std::fs::rename(at("..data_tmp"), at("..data")).unwrap();
     }
 
     /// The pod `name` of a workload, on `node`, in the directory `place`, where `input` is mounted
@@ -172,6 +186,36 @@ fn pods_answer_where_manifests_ask() {
         assert!(!state.contains(&cluster.secrets["redis-password"]), "{state}");
         assert!(pod.running.stop().success());
     }
+}
+
+#[test]
+fn an_edit_of_the_config_map_is_applied_to_what_runs() {
+    let cluster = Cluster::start();
+    let rendered = rendered("prod");
+    let input = tempfile::tempdir().unwrap();
+    let file = input.path().join("input.txt");
+    append(&file, 0, 100);
+    let places = [Place::new(""), Place::new("")];
+    let pods = [("reader", 0), ("writer", 1)].map(|(name, n)| {
+        let workload = workload(&rendered, name);
+        cluster.pod(workload, &format!("{name}-1"), "node", &places[n], input.path())
+    });
+    eventually("all lines are stored", || cluster.rows() == 100);
+    let edited = read(TOPOLOGY).replace("members = 2", "members = 3");
+    cluster.apply(&edited);
+    let generation = |pod: &Pod| pod.running.metric("aqueduct_topology_generation", "");
+    eventually("both have it", || pods.iter().all(|pod| generation(pod) == 2.0));
+    let third = "component=\"group.writer/3\"";
+    eventually("there is a third member", || {
+        pods[1].running.metric("aqueduct_component_up", third) == 1.0
+    });
+    append(&file, 100, 200);
+    eventually("all lines are stored", || cluster.rows() == 200);
+    // By how many of them PostgreSQL is sized; one is psql's.
+    let open = "SELECT count(*) - 1 FROM pg_stat_activity WHERE datname = current_database()";
+    let open: u32 = cluster.postgres.psql(&cluster.database, open).parse().unwrap();
+    assert!(edited.contains("connections = 2") && (1..=2).contains(&open), "{open} connections");
+    assert!(pods.into_iter().all(|pod| pod.running.stop().success()));
 }
 
 // A mistake that people make: `replicas: 2`, or the old pod that would not die.

@@ -18,11 +18,11 @@ pub struct Peer<'a> {
 
 impl<'a> Peer<'a> {
     /// The pods of what was rendered.
-    pub fn all(rendered: &[Value], namespace: &'a str) -> Vec<Self> {
+    pub fn all(rendered: &'a [Value]) -> Vec<Self> {
         Workload::all(rendered)
             .map(|it| Self {
-                name: String::leak(it.name().to_owned()),
-                namespace,
+                name: it.name(),
+                namespace: it.0["metadata"]["namespace"].as_str().unwrap(),
                 labels: it.labels().clone(),
                 ports: it.ports().into_values().collect(),
             })
