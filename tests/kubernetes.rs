@@ -273,6 +273,17 @@ fn what_is_secret_is_in_no_file_for_production() {
 
 #[test]
 fn who_may_speak_with_whom() {
+    for (overlay, rendered) in everything() {
+        for namespace in of(&rendered, "Namespace") {
+            let denies = of(&rendered, "NetworkPolicy").any(|it| {
+                let (spec, within) = (&it["spec"], &it["metadata"]["namespace"]);
+                *within == namespace["metadata"]["name"]
+                    && spec["podSelector"] == json!({})
+                    && texts(&spec["policyTypes"]) == ["Ingress", "Egress"]
+            });
+            assert!(denies, "{overlay}: {namespace} lets all in and out");
+        }
+    }
     let peer = |name: &'static str, namespace: &'static str, label: (&str, &str), port: u64| Peer {
         name,
         namespace,
