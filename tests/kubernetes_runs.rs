@@ -218,6 +218,30 @@ fn an_edit_of_the_config_map_is_applied_to_what_runs() {
     assert!(pods.into_iter().all(|pod| pod.running.stop().success()));
 }
 
+// The autoscaler does nothing while there is no figure; by an old one it would go on.
+#[test]
+fn no_lag_is_told_while_redis_is_away() {
+    let mut cluster = Cluster::start();
+    let rendered = rendered("prod");
+    let (input, place) = (tempfile::tempdir().unwrap(), Place::new(""));
+    append(&input.path().join("input.txt"), 0, 2000);
+    let reader = workload(&rendered, "reader");
+    let pod = cluster.pod(reader, "reader-1", "node", &place, input.path());
+    let lag = || {
+        let (_, text) = try_get(pod.admin, "/metrics").unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with("aqueduct_group_lag{"))?;
+        line.rsplit_once(' ').unwrap().1.parse::<u64>().ok()
+    };
+    eventually("the lag is told", || lag() == Some(2000));
+    cluster.redis.kill();
+    eventually("nothing is told", || lag().is_none());
+    assert_eq!(try_get(pod.http, "/livez").unwrap().0, 200, "no reason to kill it");
+    eventually("it is not ready", || !pod.is_ready());
+    cluster.redis.up();
+    eventually("the lag is told again", || lag() == Some(2000) && pod.is_ready());
+    assert!(pod.running.stop().success());
+}
+
 // A mistake that people make: `replicas: 2`, or the old pod that would not die.
 #[test]
 fn two_readers_of_one_file_store_each_line_once() {
