@@ -7,58 +7,22 @@ mod collector;
 mod process;
 #[path = "support/servers.rs"]
 mod servers;
+#[path = "support/shipped.rs"]
+mod shipped;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use aqueduct::telemetry::metrics::Metrics;
 use collector::{Collector, Span};
 use process::{Place, eventually, free_port};
 use serde_json::Value;
 use servers::Redis;
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-fn yaml(path: &str) -> Value {
-    serde_saphyr::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
+use shipped::{between, filled, promtool, read, root, series, texts, words, yaml};
 
 fn compose() -> Value {
     yaml("docker-compose.yml")
-}
-
-fn texts(list: &Value) -> Vec<&str> {
-    list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
-}
-
-/// What stands between `start` and `end`, each time.
-fn between<'a>(text: &'a str, start: &str, end: &str) -> Vec<&'a str> {
-    text.split(start).skip(1).filter_map(|rest| Some(rest.split_once(end)?.0)).collect()
-}
-
-/// A text with its variables at their defaults.
-fn filled(text: &str) -> String {
-    let mut filled = text.to_owned();
-    for inner in between(text, "${", "}") {
-        let default = inner.split_once(":-").map_or("", |(_, default)| default);
-        filled = filled.replace(&format!("${{{inner}}}"), default);
-    }
-    filled
-}
-
-/// Words of these characters that start with `start`.
-fn words<'a>(text: &'a str, start: &str, more: &str) -> BTreeSet<&'a str> {
-    text.split(|c: char| !c.is_ascii_alphanumeric() && !more.contains(c))
-        .filter(|word| word.starts_with(start))
-        .collect()
 }
 
 /// The topologies that compose runs: service, file beside `config/`, environment.
@@ -236,18 +200,12 @@ fn a_health_check_is_answered_by_the_process() {
     eventually("who listens everywhere is found", || healthy().status.success());
 }
 
-fn promtool(args: &[&str]) {
-    let done = Command::new("promtool").args(args).current_dir(root().join("prometheus")).output();
-    let done = done.expect("promtool is not installed (Debian: apt install prometheus)");
-    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success() && said.contains("SUCCESS"), "{args:?}: {said}");
-}
-
 #[test]
 fn prometheus_takes_its_configuration_and_the_alerts_come_when_they_should() {
-    promtool(&["check", "config", "prometheus.yml"]);
-    promtool(&["check", "rules", "alerts.yml"]);
-    promtool(&["test", "rules", "alerts_test.yml"]);
+    let directory = root().join("prometheus");
+    promtool(&directory, &["check", "config", "prometheus.yml"]);
+    promtool(&directory, &["check", "rules", "alerts.yml"]);
+    promtool(&directory, &["test", "rules", "alerts_test.yml"]);
     let rules = yaml("prometheus/alerts.yml");
     let tests = read("prometheus/alerts_test.yml");
     for rule in rules["groups"][0]["rules"].as_array().unwrap() {
@@ -258,18 +216,7 @@ fn prometheus_takes_its_configuration_and_the_alerts_come_when_they_should() {
 
 #[test]
 fn alerts_speak_of_metrics_and_labels_that_there_are() {
-    let metrics = Metrics::default();
-    let mut known: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
-    for metric in metrics.described() {
-        let suffixes: &[&str] = match metric.kind {
-            "histogram" => &["_bucket", "_sum", "_count"],
-            _ => &[""],
-        };
-        for suffix in suffixes {
-            let labels = metric.labels.iter().copied().chain(["le", "instance", "job"]);
-            known.insert(format!("{}{suffix}", metric.shown()), labels.collect());
-        }
-    }
+    let known = series();
     let rules = yaml("prometheus/alerts.yml");
     for rule in rules["groups"][0]["rules"].as_array().unwrap() {
         let (name, expr) = (&rule["alert"], rule["expr"].as_str().unwrap());

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, ArbiterHandle, AsyncContext, Context, Handler, ResponseFuture};
 use futures_util::future::join_all;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -157,19 +159,7 @@ impl Handler<Inspect> for Supervisor {
                 }
             });
             let streams = join_all(answers).await;
-            for stream in &streams {
-                for group in &stream.groups {
-                    let labels =
-                        GroupLabels { stream: stream.stream.clone(), group: group.name.clone() };
-                    let known = |figure: Option<u64>| figure.map(|f| f.min(i64::MAX as u64) as i64);
-                    if let Some(lag) = known(group.lag) {
-                        board.metrics.lag.get_or_create_owned(&labels).set(lag);
-                    }
-                    if let Some(pending) = known(group.pending) {
-                        board.metrics.pending.get_or_create_owned(&labels).set(pending);
-                    }
-                }
-            }
+            tell(&board.metrics, &edition.topology, &streams);
             for component in board.all() {
                 let labels = ComponentLabels { component: component.to_string() };
                 let up = i64::from(component.state() == State::Up);
@@ -178,6 +168,31 @@ impl Handler<Inspect> for Supervisor {
             let components = board.all().iter().map(|c| component_status(c)).collect();
             Snapshot { components, streams, troubles: board.troubles() }
         })
+    }
+}
+
+/// Tells how far behind the groups are. What cannot be known now is not told: an old figure would be
+/// taken for a new one, and writers scaled by it.
+fn tell(metrics: &Metrics, topology: &Topology, streams: &[StreamStatus]) {
+    let set = |gauge: &Family<GroupLabels, Gauge>, labels: &GroupLabels, figure: Option<u64>| {
+        match figure {
+            Some(figure) => {
+                gauge.get_or_create_owned(labels).set(figure.min(i64::MAX as u64) as i64);
+            }
+            None => {
+                gauge.remove(labels);
+            }
+        }
+    };
+    for stream in streams {
+        let told = stream.groups.iter().map(|it| (&*it.name, it.lag, it.pending));
+        let declared = topology.groups.iter().filter(|it| it.from == stream.stream);
+        let silent = declared.filter(|it| stream.groups.iter().all(|told| *told.name != *it.name));
+        for (group, lag, pending) in told.chain(silent.map(|it| (&*it.name, None, None))) {
+            let labels = GroupLabels { stream: stream.stream.clone(), group: group.to_owned() };
+            set(&metrics.lag, &labels, lag);
+            set(&metrics.pending, &labels, pending);
+        }
     }
 }
 
