@@ -1,5 +1,5 @@
-//! What flows: an [`Event`], its [`EventId`], the [`Delivery`] that a group member holds and the
-//! [`Refusal`] a sink answers with.
+//! What flows: an [`Event`], its [`EventId`], the [`Delivery`] that a group member holds and what
+//! a sink has [`Stored`] of a batch.
 
 pub mod trace;
 
@@ -168,6 +168,11 @@ pub struct Event {
     pub time_us: i64,
     /// What picks its shard.
     pub key: Option<Box<str>>,
+    /// What kind of thing happened (`"order-paid"`), as whoever published it says.
+    pub kind: Option<Box<str>>,
+    /// The shard that its producer named, before the key; in a stream that has fewer shards the
+    /// key picks one.
+    pub shard: Option<u32>,
     /// The W3C `traceparent` it travels with; behind a space the `tracestate`, if there is one
     /// ([`trace`]).
     pub trace: Option<Box<str>>,
@@ -178,12 +183,23 @@ pub struct Event {
 impl Event {
     /// An event with an id, a body, a source and a time, and nothing else.
     pub fn new(id: EventId, body: Bytes, source: Arc<str>, time_us: i64) -> Self {
-        Self { id, body, source, time_us, key: None, trace: None, only_group: None }
+        Self {
+            id,
+            body,
+            source,
+            time_us,
+            key: None,
+            kind: None,
+            shard: None,
+            trace: None,
+            only_group: None,
+        }
     }
 
     /// Its size against the limits that count bytes: the body and what travels with it.
     pub fn size(&self) -> usize {
-        self.body.len() + 64 + self.key.as_ref().map_or(0, |key| key.len())
+        let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+        self.body.len() + 64 + text(&self.key) + text(&self.kind)
     }
 }
 
@@ -217,6 +233,20 @@ pub struct Delivery {
     pub deliveries: u32,
     /// How often it was charged for a delivery of its own that ended badly.
     pub attempts: u32,
+    /// In an ordered group: by what right it is this member's.
+    pub fence: Option<Arc<Fence>>,
+}
+
+/// The ownership of a shard: a sink that has stored something of an owner turns away all owners
+/// before it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fence {
+    /// `STREAM/GROUP/` and what tells these from others of the same names.
+    pub group: Arc<str>,
+    /// The shard.
+    pub shard: u32,
+    /// Greater with each owner of the shard, and never again what it was.
+    pub epoch: i64,
 }
 
 /// Why a sink would not take one event of a batch. All others of the batch are stored.
@@ -226,6 +256,22 @@ pub struct Refusal {
     pub index: usize,
     /// What is wrong with it, and what would be right.
     pub reason: String,
+}
+
+/// What became of a batch: what is not named here is stored. Of an ordered group's shard, an event
+/// behind a refused one is not stored either.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// What the sink would not take.
+    pub refusals: Vec<Refusal>,
+    /// Events, by their place in the batch, of shards that have a newer owner.
+    pub fenced: Vec<usize>,
+}
+
+impl From<Vec<Refusal>> for Stored {
+    fn from(refusals: Vec<Refusal>) -> Self {
+        Self { refusals, fenced: Vec::new() }
+    }
 }
 
 #[cfg(test)]

@@ -80,7 +80,8 @@
 //!   in hand. What was settled too late is said ([`Settled::lost`]).
 //! - **Nothing is stuck.** A message whose handling fails, or ends its process, again and again
 //!   becomes a dead letter, and never one that shared a batch with it.
-//! - **One key, one shard, one order** ([`Message::key`], [`shard_of`]). Consumers of a group share a
+//! - **One key, one shard, one order** ([`Message::key`], [`shard_of`]), unless the producer names
+//!   another shard ([`Message::shard`]). Consumers of a group share a
 //!   shard, so with several of them messages of one key may be worked on at the same time.
 //!
 //! A stream and a group of this library are those of the topology file: `aqueduct run` may write

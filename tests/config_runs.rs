@@ -263,6 +263,75 @@ fn events_of_three_streams_reach_their_consumers_with_the_password_and_not_witho
     assert!(!told.contains("swordfish") && !told.contains("hunter2"), "a secret in {told}");
 }
 
+/// Every order of every round is once in each table, and each customer's were written in order.
+fn topics_stay_in_order(kind: &str, url: &str) {
+    const ORDERS: u32 = 3000;
+    const ROUNDS: u32 = 3;
+    seed();
+    let place = Place::new("");
+    let variables = Variables(vec![
+        ("TOPICS_KIND", kind.into()),
+        ("TOPICS_URL", url.into()),
+        ("EVENT_COUNT", ORDERS.to_string()),
+        ("PUBLISH_ROUNDS", ROUNDS.to_string()),
+        ("PUBLISH_MESSAGES_PER_SEC", "0".into()),
+        ("CONSUMER_BATCH_SIZE", "50".into()),
+        ("LOG_LEVEL", "info".into()),
+        ("HTTP_LISTEN", listen(&place)),
+        ("AQUEDUCT__GROUP__BILLING__LEASE", "2s".into()),
+        ("AQUEDUCT__GROUP__SHIPPING__LEASE", "2s".into()),
+    ]);
+    variables.run_killed(&place, &shipped("topics"), 4, |_| {});
+    let query = "SELECT customer, round, order_id FROM ";
+    for table in ["billing", "shipping"] {
+        let query = format!("{query}{table} ORDER BY rowid");
+        let rows: Vec<(String, u32, u32)> = place.rows("data/topics.db", &query);
+        assert_eq!(rows.len() as u32, ORDERS * ROUNDS, "{table}");
+        let mut orders: Vec<(u32, u32)> = rows.iter().map(|(_, round, n)| (*round, *n)).collect();
+        orders.sort_unstable();
+        orders.dedup();
+        assert_eq!(orders.len(), rows.len(), "{table}: one is there twice, and one is not");
+        assert_eq!((orders[0], orders[rows.len() - 1]), ((1, 1), (ROUNDS, ORDERS)));
+        let mut last = std::collections::HashMap::new();
+        for (customer, round, order) in rows {
+            let before = last.insert(customer.clone(), (round, order));
+            assert!(
+                before < Some((round, order)),
+                "{table}: {customer} {before:?} {round}/{order}"
+            );
+        }
+    }
+}
+
+#[test]
+fn topics_without_a_server_keep_each_customers_orders_in_order_across_kills() {
+    topics_stay_in_order("embedded", "");
+}
+
+#[test]
+fn topics_on_redis_keep_each_customers_orders_in_order_across_kills() {
+    let redis = Redis::start();
+    topics_stay_in_order("redis", &redis.url());
+}
+
+#[test]
+fn topics_on_postgres_keep_each_customers_orders_in_order_across_kills() {
+    topics_stay_in_order("postgres", &Postgres::shared().database());
+}
+
+#[test]
+fn topics_say_which_variable_is_missing() {
+    let place = Place::new("");
+    for (kind, url, said) in
+        [("redis", "", "`url` is empty"), ("embedded", "redis://x", "unknown key `url`")]
+    {
+        let mut command = place.command(&["check", &shipped("topics")]);
+        let done = command.env("TOPICS_KIND", kind).env("TOPICS_URL", url).output().unwrap();
+        let errors = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.code() == Some(2) && errors.contains(said), "{errors}");
+    }
+}
+
 /// Publishes to a queue as another program does: through the default exchange.
 fn by_hand(url: &str, queue: &str, body: &str) {
     use lapin::options::BasicPublishOptions;

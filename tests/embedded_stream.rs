@@ -45,7 +45,7 @@ async fn plays_a_role() {
     let at = Place::embedded_of_another(&folder);
     let at = at.lease(Duration::from_secs(3600));
     let instance = format!("child-{}", std::process::id());
-    let site = Site { data_dir: folder, instance: instance.clone(), until_idle: false };
+    let site = Site { data_dir: folder, instance: instance.clone(), until_idle: false, runs: true };
     let backend = (at.spec.kind.open)(at.spec.clone(), site).await.unwrap();
     match &*role {
         "holder" => {
@@ -352,7 +352,7 @@ async fn files_that_will_not_do_are_refused_with_the_remedy() {
     until("it is closed", async || !at.folder.path().join("streams.db-wal").exists()).await;
     sql(&database(&at), "PRAGMA user_version = 7").await;
     let message = refusal(&at).await;
-    assert!(message.contains("of version 7, and this program knows version 1"), "{message}");
+    assert!(message.contains("of version 7, and this program knows version 2"), "{message}");
 
     let at = Place::embedded();
     fs::create_dir(database(&at)).unwrap();
@@ -382,4 +382,23 @@ async fn a_damaged_chunk_is_an_error_that_names_its_place() {
     let error = reader.fetch(10, BYTES, Duration::ZERO).await.unwrap_err();
     let message = format!("{error:#}");
     assert!(message.contains("failed to read shard 0 at 0: a chunk of 50 bytes"), "{message}");
+}
+
+/// A file as version 1 left it: the first to open it brings it up to date.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_earlier_version_is_brought_up_to_date() {
+    let at = Place::embedded();
+    let backend = at.open().await;
+    put(&mut backend.writer().await.unwrap(), events(0..5)).await;
+    drop(backend);
+    until("it is closed", async || !at.folder.path().join("streams.db-wal").exists()).await;
+    sql(
+        &database(&at),
+        "DROP TABLE owners; ALTER TABLE offsets DROP COLUMN shards; PRAGMA user_version = 1",
+    )
+    .await;
+    let backend = at.open().await;
+    assert_eq!(numbers(&finish(&at.member(&backend, "g").await, 5).await), [0, 1, 2, 3, 4]);
+    drop(backend);
+    sql(&database(&at), "SELECT epoch FROM owners").await;
 }

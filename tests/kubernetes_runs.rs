@@ -2,6 +2,8 @@
 //! of its container, with the addresses and paths of this test. The Redis has the shipped
 //! configuration.
 
+#[path = "support/cluster.rs"]
+mod cluster;
 #[path = "support/kustomize.rs"]
 mod kustomize;
 #[path = "support/manifests.rs"]
@@ -13,130 +15,16 @@ mod servers;
 #[path = "support/shipped.rs"]
 mod shipped;
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use cluster::{Cluster, Pod};
 use kustomize::Workload;
-use manifests::{TOPOLOGY, rendered, secrets_for_trials};
-use process::{Place, Running, eventually, free_port, seed, try_get};
+use manifests::{TOPOLOGY, rendered};
+use process::{Place, eventually, seed, try_get};
 use serde_json::Value;
-use servers::{Postgres, Redis};
-use shipped::{read, texts};
-
-/// What pods need of others.
-struct Cluster {
-    redis: Redis,
-    postgres: &'static Postgres,
-    database: String,
-    secrets: BTreeMap<String, String>,
-    topology: tempfile::TempDir,
-}
-
-/// A process in place of a pod.
-struct Pod {
-    running: Running,
-    http: u16,
-    admin: u16,
-}
-
-impl Cluster {
-    fn start() -> Self {
-        let secrets = secrets_for_trials();
-        let conf = read("deploy/kubernetes/base/redis/redis.conf");
-        let options: Vec<String> = conf
-            .lines()
-            .filter(|line| !line.starts_with(['#', 'd']) && !line.is_empty()) // `dir` is the test's
-            .flat_map(|line| {
-                let (key, value) = line.split_once(' ').unwrap();
-                [format!("--{key}"), value.trim_matches('"').to_owned()]
-            })
-            .chain(["--requirepass".to_owned(), secrets["redis-password"].clone()])
-            .collect();
-        let redis = Redis::start_with(&options.iter().map(String::as_str).collect::<Vec<_>>());
-        let postgres = Postgres::shared();
-        let url = postgres.database();
-        let database = url.rsplit_once('/').unwrap().1.to_owned();
-        let topology = tempfile::tempdir().unwrap();
-        symlink("..data/lines.toml", topology.path().join("lines.toml")).unwrap();
-        let cluster = Self { redis, postgres, database, secrets, topology };
-        cluster.apply(&read(TOPOLOGY));
-        cluster
-    }
-
-    /// Makes `text` the ConfigMap's, as the kubelet does: a new directory, and a link that is turned
-    /// to it.
-    fn apply(&self, text: &str) {
-        let at = |name: &str| self.topology.path().join(name);
-        let version = format!("..{}", fastrand::u64(..));
-        std::fs::create_dir(at(&version)).unwrap();
-        std::fs::write(at(&version).join("lines.toml"), text).unwrap();
-        symlink(&version, at("..data_tmp")).unwrap();
-        std::fs::rename(at("..data_tmp"), at("..data")).unwrap();
-    }
-
-    /// The pod `name` of a workload, on `node`, in the directory `place`, where `input` is mounted
-    /// as the manifest's input volume.
-    fn pod(&self, workload: Workload, name: &str, node: &str, place: &Place, input: &Path) -> Pod {
-        let mut variables = workload.variables(&self.secrets, name, node);
-        let (http, admin) = (free_port(), free_port());
-        let mut set = |name: &str, value: String| {
-            variables.insert(name.to_owned(), value);
-        };
-        set("REDIS_ADDR", format!("127.0.0.1:{}", self.redis.port));
-        set("POSTGRES_URL", self.postgres.url(&self.database));
-        set("HTTP_LISTEN", format!("127.0.0.1:{http}"));
-        set("ADMIN_LISTEN", format!("127.0.0.1:{admin}"));
-        if let Some(path) = variables.get_mut("INPUT_FILE") {
-            *path = path.replace("/data", input.to_str().unwrap());
-        }
-        let pairs: Vec<_> = variables.iter().map(|(name, value)| (&**name, &**value)).collect();
-        let mounted = self.topology.path().to_str().unwrap();
-        let args: Vec<String> = texts(&workload.container()["args"])
-            .into_iter()
-            .map(|arg| arg.replace("/etc/aqueduct", mounted))
-            .collect();
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        Pod { running: place.start_command(&args, &pairs, admin), http, admin }
-    }
-
-    fn count(&self, what: &str) -> u64 {
-        let known = "SELECT to_regclass('lines') IS NOT NULL";
-        if self.postgres.psql(&self.database, known) != "t" {
-            return 0;
-        }
-        let figure = self.postgres.psql(&self.database, &format!("SELECT {what} FROM lines"));
-        figure.parse().unwrap()
-    }
-
-    fn rows(&self) -> u64 {
-        self.count("count(*)")
-    }
-
-    fn different_lines(&self) -> u64 {
-        self.count("count(DISTINCT line)")
-    }
-
-    /// The groups have nothing left to do.
-    fn is_quiet(&self, writer: &Pod) -> bool {
-        let (lag, pending) = ("aqueduct_group_lag{", "aqueduct_group_pending{");
-        let known = writer.running.get("/metrics").1.contains(lag);
-        let waits = writer.running.metric(lag, "") + writer.running.metric(pending, "");
-        known && waits == 0.0
-    }
-}
-
-impl Pod {
-    fn is_ready(&self) -> bool {
-        try_get(self.http, "/readyz").is_ok_and(|(status, _)| status == 200)
-    }
-
-    fn read_lines(&self) -> u64 {
-        self.running.metric("lines_read_total", "") as u64
-    }
-}
+use shipped::read;
 
 fn append(file: &Path, from: u64, to: u64) {
     let mut file: File = OpenOptions::new().create(true).append(true).open(file).unwrap();
@@ -279,7 +167,7 @@ fn two_readers_of_one_file_store_each_line_once() {
     let all = LINES + 2000;
     eventually("all lines are stored", || cluster.different_lines() == all);
     assert!(one.running.stop().success() && two.running.stop().success());
-    eventually("nothing is left", || cluster.is_quiet(&writer));
+    eventually("nothing is left", || writer.is_quiet());
     assert_eq!((cluster.rows(), cluster.different_lines()), (all, all));
     assert!(writer.running.stop().success());
 }
@@ -319,7 +207,7 @@ fn readers_of_different_files_are_told_apart_by_their_nodes() {
     eventually("it goes on", || cluster.rows() == all + 1);
     assert_eq!(again.read_lines(), 1);
     assert!(again.running.stop().success());
-    eventually("nothing is left", || cluster.is_quiet(&writer));
+    eventually("nothing is left", || writer.is_quiet());
     assert_eq!((cluster.rows(), cluster.different_lines()), (all + 1, LINES + 101));
     assert!(writer.running.stop().success());
 }

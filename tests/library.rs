@@ -205,6 +205,30 @@ async fn a_key_is_a_shard_and_an_order(at: Place) {
     }
 }
 
+async fn a_named_shard_wins_over_the_key_and_a_type_travels(at: Place) {
+    let at = at.with(|spec| spec.shards = 4);
+    let (stream, mut producer) = open(&at).await;
+    let (key, named) = ("ada", (shard_of("ada", 4) + 1) % 4);
+    let message = Message::new("1").key(key).kind("order-paid");
+    let wrong = Message::new("2").shard(4);
+    let refused = producer.publish([&message, &wrong]).await.unwrap_err();
+    assert!(matches!(refused, Error::Invalid(_)) && !refused.is_temporary());
+    assert_eq!(refused.to_string(), "a message names shard 4 of stream s, which has 4: 0 to 3");
+    producer.publish([&message.clone().shard(named), &message]).await.unwrap();
+    let mut consumer = stream.group("g").consumer("worker").await.unwrap();
+    let mut shards = BTreeSet::new();
+    while shards.len() < 2 {
+        let batch = some(&mut consumer).await;
+        for message in &batch {
+            assert_eq!((message.key(), message.kind()), (Some(key), Some("order-paid")));
+            shards.insert(message.shard());
+        }
+        batch.ack().await.unwrap();
+    }
+    assert_eq!(shards, BTreeSet::from([named, shard_of(key, 4)]));
+    nothing(&mut consumer).await;
+}
+
 async fn what_is_held_is_renewed(at: Place) {
     let (stream, mut producer) = open(&at).await;
     producer.publish(&messages(0..5)).await.unwrap();
@@ -383,6 +407,7 @@ macro_rules! library {
             what_is_published_comes_with_all_it_carries,
             consumers_of_a_group_share_and_groups_do_not,
             a_key_is_a_shard_and_an_order,
+            a_named_shard_wins_over_the_key_and_a_type_travels,
             what_is_held_is_renewed,
             what_is_handed_back_comes_at_once_and_does_not_count,
             a_pull_that_is_given_up_loses_nothing,

@@ -490,8 +490,8 @@ async fn what_will_not_do_is_refused_with_the_remedy() {
     drop(at.open().await);
     psql(&at, "UPDATE aqueduct.meta SET value = 7 WHERE key = 'version'");
     let message = refusal(&another(&at)).await;
-    assert!(message.contains("of version \"7\", and this program knows version 1 ("), "{message}");
-    psql(&at, "UPDATE aqueduct.meta SET value = 1 WHERE key = 'version'");
+    assert!(message.contains("of version \"7\", and this program knows version 2 ("), "{message}");
+    psql(&at, "UPDATE aqueduct.meta SET value = 2 WHERE key = 'version'");
     drop(another(&at).open().await);
 }
 
@@ -568,4 +568,40 @@ async fn streams_and_schemas_share_nothing_but_the_server() {
     );
     let connections: u64 = psql(&at, &count).parse().unwrap();
     assert!(connections <= 2 * 6, "{connections} connections for two schemas");
+}
+
+/// A schema as version 1 left it: the first to open it brings it up to date.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_earlier_version_is_brought_up_to_date() {
+    let at = Place::postgres();
+    let backend = at.open().await;
+    put(&mut backend.writer().await.unwrap(), events(0..5)).await;
+    drop(backend);
+    let before = "DROP TABLE aqueduct.owners; ALTER TABLE aqueduct.offsets DROP COLUMN shards; UPDATE aqueduct.meta SET value = 1 WHERE key = 'version'";
+    psql(&at, before);
+    let at = another(&at);
+    let backend = at.open().await;
+    assert_eq!(numbers(&finish(&at.member(&backend, "g").await, 5).await), [0, 1, 2, 3, 4]);
+    psql(&at, "SELECT epoch FROM aqueduct.owners");
+}
+
+/// What is looked at before the number of shards changes stays as it is until it has changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_shards_waits_for_who_moves_a_cursor() {
+    let at = Place::postgres();
+    drop(at.open().await);
+    let mut other = PgConnection::connect(&url(&at)).await.unwrap();
+    let moves = "BEGIN; SELECT id FROM aqueduct.streams FOR UPDATE";
+    sqlx::raw_sql(moves).execute(&mut other).await.unwrap();
+    let four = another(&at).with(|spec| spec.shards = 4);
+    let opening = tokio::spawn(async move { four.open().await });
+    let waits = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND wait_event_type = 'Lock'",
+        database(&at)
+    );
+    until("it waits", async || psql(&at, &waits) == "1").await;
+    assert_eq!(psql(&at, "SELECT shards FROM aqueduct.offsets"), "1");
+    sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+    opening.await.unwrap();
+    assert_eq!(psql(&at, "SELECT DISTINCT shards FROM aqueduct.offsets"), "4");
 }

@@ -156,3 +156,39 @@ fn a_weaker_setting_under_an_http_source_is_told_at_the_start() {
     assert_eq!(told(&["--appendfsync", "always"], post), None);
     assert_eq!(told(&["--appendfsync", "everysec"], file), None);
 }
+
+// An operator deletes the event that a shard waits for: those behind it go on, in order.
+#[test]
+fn a_refused_event_that_is_deleted_does_not_keep_those_behind_it() {
+    let server = Redis::start();
+    let place = Place::new(&format!(
+        "[http]\nlisten = \"127.0.0.1:{{port}}\"\n[source.input]\nkind = \"tail\"\npath = \
+         \"in.txt\"\nto = \"events\"\n[stream.events]\nkind = \"redis\"\nurl = \
+         \"{}\"\n[group.writer]\nfrom = \"events\"\nto = \"db\"\nbatch = 20\nlease = \
+         \"2s\"\nordered = true\nattempts = 1000\n[sink.db]\nkind = \"sqlite\"\npath = \
+         \"out.db\"\ncreate = true\ntable = \"numbers\"\ncolumns = {{ event_id = \"@id\", \
+         number = {{ from = \"number\", type = \"bigint\" }} }}\n",
+        server.url()
+    ));
+    let line = |n| match n {
+        50 => "{\"number\":\"refused\"}\n".to_owned(),
+        n => format!("{{\"number\":{n}}}\n"),
+    };
+    std::fs::write(place.path("in.txt"), (0..200).map(line).collect::<String>()).unwrap();
+    let running = place.start();
+    eventually("it is tried alone", || running.metric("aqueduct_events_refused", "") >= 3.0);
+    let stored = || place.rows::<(i64,)>("out.db", "SELECT number FROM numbers ORDER BY rowid");
+    assert_eq!(stored().len(), 50);
+    let mut redis = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let mut look = redis::cmd("XRANGE");
+    look.arg("events").arg("-").arg("+");
+    let entries: Vec<(String, Vec<String>)> = look.query(&mut redis).unwrap();
+    let refused = entries.iter().find(|(_, fields)| fields.iter().any(|it| it.contains("refused")));
+    let mut delete = redis::cmd("XDEL");
+    delete.arg("events").arg(&refused.unwrap().0);
+    let deleted: u32 = delete.query(&mut redis).unwrap();
+    assert_eq!(deleted, 1);
+    eventually("those behind it", || stored().len() == 199);
+    assert!(stored().into_iter().map(|row| row.0).eq((0..200).filter(|n| *n != 50)));
+    assert!(running.stop().success());
+}

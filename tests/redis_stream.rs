@@ -4,11 +4,13 @@
 #[path = "support/streams.rs"]
 mod streams;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aqueduct::event::{Event, EventId, Sequence};
 use aqueduct::spec::Value;
-use aqueduct::stream::{Appended, Retain};
+use aqueduct::stream::cursor::{CursorMove, To};
+use aqueduct::stream::{Appended, Backend, Reader, ReaderSpec, Retain};
 use redis::{Connection, FromRedisValue};
 use streams::servers::{Redis, RedisCluster, signal};
 use streams::*;
@@ -474,4 +476,109 @@ async fn a_server_that_lost_count_of_what_a_group_has_read_holds_nothing_up() {
     // Nor does it have more to read than there is.
     let () = ask(&mut redis, &["XTRIM", "s", "MAXLEN", "2"]);
     assert_eq!(group_status(&backend, "g").await.lag, Some(2));
+}
+
+fn ordered(at: Place, shards: u32) -> Place {
+    at.with(|spec| {
+        spec.shards = shards;
+        spec.groups[0].ordered = true;
+    })
+}
+
+/// A new life of the group's only member.
+async fn life(at: &Place, backend: &Arc<dyn Backend>) -> Arc<dyn Reader> {
+    let group = at.spec.groups[0].clone();
+    backend.reader(ReaderSpec { group, member: "here/g/only".into() }).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_look_of_an_earlier_life_takes_nothing_from_the_new_one() {
+    let (_server, at, _) = alone();
+    let at = ordered(at, 1);
+    let backend = at.open().await;
+    put(&mut backend.writer().await.unwrap(), events(0..20)).await;
+    let before = life(&at, &backend).await;
+    assert_eq!(numbers(&take(&before, 5).await), [0, 1, 2, 3, 4]);
+    let now = life(&at, &backend).await;
+    let first = take(&now, 5).await;
+    assert_eq!(numbers(&first), [0, 1, 2, 3, 4]);
+    now.ack(&tickets(&first)).await.unwrap();
+    before.fetch(5, BYTES, Duration::ZERO).await.unwrap();
+    let rest = take(&now, 15).await;
+    assert_eq!(numbers(&rest), (5..20).collect::<Vec<_>>());
+    let epoch = |it: &aqueduct::event::Delivery| it.fence.as_ref().unwrap().epoch;
+    assert!(epoch(&rest[0]) > epoch(&first[0]), "what it may have got, the sink turns away");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_owner_reads_ahead_does_not_grow_with_its_shards() {
+    let (_server, at, _) = alone();
+    let at = ordered(at, 8);
+    let backend = at.open().await;
+    let keyed = |n: u64| Event { key: Some(format!("key {n}").into()), ..event(n) };
+    put(&mut backend.writer().await.unwrap(), (0..4000).map(keyed).collect()).await;
+    let member = at.member(&backend, "g").await;
+    for _ in 0..20 {
+        let some = member.fetch(80, BYTES, GLANCE).await.unwrap();
+        let pending = group_status(&backend, "g").await.pending.unwrap();
+        assert!(pending <= 160, "{pending} events in hand where 80 were asked for");
+        member.ack(&tickets(&some)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_events_writes_next_to_nothing() {
+    for is_ordered in [true, false] {
+        let (_server, at, mut redis) = alone();
+        let at = at.with(|spec| spec.shards = 4);
+        let at = at.with(|spec| spec.groups[0].ordered = is_ordered);
+        let backend = at.open().await;
+        let member = at.member(&backend, "g").await;
+        nothing(&member).await;
+        let mut changes = || -> u64 {
+            let told: String = ask(&mut redis, &["INFO", "persistence"]);
+            let line = told.lines().find_map(|it| it.strip_prefix("rdb_changes_since_last_save:"));
+            line.unwrap().trim().parse().unwrap()
+        };
+        let before = changes();
+        assert!(member.fetch(10, BYTES, Duration::from_secs(3)).await.unwrap().is_empty());
+        let written = changes() - before;
+        assert!(written <= 20, "{written} writes in 3 s (ordered: {is_ordered})");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_that_fails_half_way_loses_nothing() {
+    let (_server, at, mut redis) = alone();
+    let at = at.lease(SHORT);
+    let backend = at.open().await;
+    put(&mut backend.writer().await.unwrap(), events(0..10)).await;
+    let stale = at.member(&backend, "g").await;
+    let held = take(&stale, 10).await;
+    let order =
+        CursorMove { group: "g".into(), lease: SHORT, shard: None, to: To::Latest, force: true };
+    for forbidden in ["xgroup|setid", "xack"] {
+        let () = ask(&mut redis, &["ACL", "SETUSER", "default", &format!("-{forbidden}")]);
+        let error = backend.move_cursor(&order).await.unwrap_err();
+        assert!(format!("{error:#}").contains("forbids this user"), "{forbidden}: {error:#}");
+        let () = ask(&mut redis, &["ACL", "SETUSER", "default", "+@all"]);
+        // Who held them can do nothing to them any more.
+        assert!(stale.ack(&tickets(&held)).await.is_err());
+        assert_eq!(group_status(&backend, "g").await.pending, Some(10));
+    }
+    assert_eq!(sorted(&finish(&at.member(&backend, "g").await, 10).await), sorted(&held));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_of_shards_that_could_not_be_checked_is_not_recorded() {
+    let (_server, at, mut redis) = alone();
+    let at = at.with(|spec| spec.shards = 8);
+    // Where the number would be, had the stream one shard.
+    let () = ask(&mut redis, &["SET", "{s}:shards", "many"]);
+    let refused = (at.spec.kind.open)(at.spec.clone(), at.site()).await.err().unwrap();
+    assert!(format!("{refused:#}").contains("holds no number of shards"), "{refused:#}");
+    assert_eq!(ask::<u32>(&mut redis, &["EXISTS", "s:{0}:shards"]), 0);
+    let () = ask(&mut redis, &["SET", "{s}:shards", "1"]);
+    let one = at.with(|spec| spec.shards = 1);
+    put(&mut one.open().await.writer().await.unwrap(), events(0..1)).await;
 }

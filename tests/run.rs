@@ -35,7 +35,7 @@ to = "out"
 kind = "sqlite"
 path = "out.db"
 table = "lines"
-columns = { event_id = "@id", line = "@body", source = "@source", at = "@time" }
+columns = { event_id = "@id", line = "@body", source = "@source", at = "@time", type = "@type" }
 
 [sink.out]
 kind = "file"
@@ -153,13 +153,20 @@ fn events_by_hand_are_published_once_and_can_be_looked_at() {
         "3",
     ]);
     assert!(three.stdout.contains("published 3"), "{} {}", three.stdout, three.stderr);
+    let typed = ["publish", "topology.toml", "--stream", "lines", "--type", "paid", "order 17"];
+    assert!(place.done(&typed).status.success());
     let peek = place.done(&["peek", "topology.toml", "lines"]);
-    assert_eq!(peek.stdout.lines().count(), 4, "{}", peek.stdout);
+    assert_eq!(peek.stdout.lines().count(), 5, "{}", peek.stdout);
+    assert!(peek.stdout.contains(" publish <paid> order 17"), "{}", peek.stdout);
     assert!(peek.stdout.contains("by hand") && peek.stdout.contains("Message #3"));
     let listed = place.done(&["group", "list", "topology.toml"]);
-    assert!(listed.stdout.contains("db") && listed.stdout.contains('4'), "{}", listed.stdout);
+    assert!(listed.stdout.contains("db") && listed.stdout.contains('5'), "{}", listed.stdout);
     place.run_until_idle();
-    assert_eq!(place.count("out.db", "SELECT count(*) FROM lines"), 4);
+    assert_eq!(place.count("out.db", "SELECT count(*) FROM lines"), 5);
+    let of_type = |kind| format!("SELECT count(*) FROM lines WHERE type IS {kind}");
+    assert_eq!(place.count("out.db", &of_type("'t'")), 3);
+    assert_eq!(place.count("out.db", &of_type("'paid'")), 1);
+    assert_eq!(place.count("out.db", &of_type("NULL")), 1);
 }
 
 #[test]

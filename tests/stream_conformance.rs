@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use aqueduct::event::Event;
+use aqueduct::event::{Delivery, Event};
 use aqueduct::stream::{Appended, Retain, shard_of};
 use streams::*;
 
@@ -39,6 +39,8 @@ async fn events_come_back_in_order_with_all_they_carry(at: Place) {
     sent[5].trace = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
     sent[6].time_us = -5;
     sent[7].source = "another".into();
+    sent[8].kind = Some("order paid: ✓".into());
+    sent[9].kind = Some("long ".repeat(100).into());
     for batch in sent.chunks(700) {
         put(&mut writer, batch.to_vec()).await;
     }
@@ -595,6 +597,48 @@ async fn a_key_keeps_to_its_shard(at: Place) {
     assert!(unkeyed.len() > 1, "batches without keys take turns: {unkeyed:?}");
 }
 
+/// An event's type and the shard that its producer named: also through the dead letters and back.
+async fn type_and_named_shard_stay_with_the_event(at: Place) {
+    let at = at.with(|spec| spec.shards = 4);
+    let backend = at.open().await;
+    let mut writer = backend.writer().await.unwrap();
+    let key = "a key";
+    let named = (shard_of(key, 4) + 1) % 4;
+    let with = |number: u64, shard| Event {
+        key: Some(key.into()),
+        kind: Some("order-paid".into()),
+        shard,
+        ..event(number)
+    };
+    // There is no shard 9: the key is what is left to go by.
+    let sent = vec![with(0, Some(named)), with(1, None), with(2, Some(9)), event(3)];
+    put(&mut writer, sent.clone()).await;
+    let reader = at.member(&backend, "g").await;
+    let placed = |taken: &[Delivery]| {
+        for delivery in taken {
+            let number = delivery.event.id.sequence();
+            let event = Event { only_group: None, ..delivery.event.clone() };
+            assert_eq!(event, sent[number as usize]);
+            match number {
+                0 => assert_eq!(delivery.ticket.shard, named),
+                1 | 2 => assert_eq!(delivery.ticket.shard, shard_of(key, 4)),
+                _ => {}
+            }
+        }
+    };
+    let taken = take(&reader, 4).await;
+    placed(&taken);
+    for delivery in &taken {
+        reader.bury(delivery, "no").await.unwrap();
+    }
+    for letter in backend.dead().await.unwrap() {
+        assert_eq!(letter.event, sent[letter.event.id.sequence() as usize]);
+    }
+    assert_eq!(backend.replay_dead(&[]).await.unwrap(), 4);
+    placed(&finish(&reader, 4).await);
+    nothing(&reader).await;
+}
+
 async fn a_fetch_waits_and_wakes(at: Place) {
     let backend = at.open().await;
     let mut writer = backend.writer().await.unwrap();
@@ -721,6 +765,7 @@ macro_rules! all {
                 a_new_group_starts_where_it_says,
                 a_dropped_group_holds_nothing_back,
                 a_key_keeps_to_its_shard,
+                type_and_named_shard_stay_with_the_event,
                 a_fetch_waits_and_wakes,
                 many_waiting_members_all_get_work,
                 a_fetch_that_is_given_up_loses_nothing,
@@ -754,6 +799,7 @@ conforms!(
         without_a_group_nothing_goes,
         forever_is_forever,
         an_age_keeps_what_is_young_and_what_is_not_acked,
+        type_and_named_shard_stay_with_the_event,
         a_fetch_waits_and_wakes,
         a_fetch_that_is_given_up_loses_nothing,
         peek_shows_the_newest_and_touches_nothing,
@@ -785,6 +831,7 @@ macro_rules! without_history {
                 a_replayed_letter_goes_to_its_group_alone,
                 a_full_backlog_takes_no_more_until_the_slowest_group_caught_up,
                 a_key_keeps_to_its_shard,
+                type_and_named_shard_stay_with_the_event,
                 a_fetch_waits_and_wakes,
                 a_fetch_that_is_given_up_loses_nothing,
                 opened_again_it_is_as_it_was,

@@ -332,3 +332,30 @@ fn streams_that_part_and_meet_very_often_are_not_followed_for_ever() {
     }
     assert_eq!(promise::routes(&right(&text)).len(), promise::ROUTES_MAX);
 }
+
+#[test]
+fn an_empty_key_of_another_kind_is_absent_only_where_a_variable_decides() {
+    let with =
+        |stream: &str| SMALL.replace("[stream.my-lines]", &format!("[stream.my-lines]\n{stream}"));
+    for (stream, env, said) in [
+        ("kind = \"${K:-embedded}\"\nurl = \"\"", &[][..], None),
+        ("kind = \"${K:-embedded}\"\nurl = \"${U:-}\"", &[], None),
+        ("kind = \"embedded\"\nurl = \"${U:-}\"", &[], None),
+        ("url = \"${U}\"", &[("U", "")], None),
+        ("kind = \"embedded\"\nurl = \"\"", &[], Some("unknown key `url`")),
+        ("url = \"\"", &[], Some("unknown key `url`")),
+        ("kind = \"${K:-embedded}\"\nurl = \"redis://h\"", &[], Some("unknown key `url`")),
+        ("url = \"${U:-}\"", &[("U", "redis://h")], Some("unknown key `url`")),
+        ("kind = \"${K:-embedded}\"\nurll = \"\"", &[], Some("unknown key `urll`")),
+        ("kind = \"${K}\"\nurl = \"\"", &[("K", "redis")], Some("url")),
+    ] {
+        let parsed = parse(&with(stream), env);
+        match said {
+            None => assert!(parsed.is_ok(), "{stream}: {}", parsed.unwrap_err()),
+            Some(said) => {
+                let faults = parsed.unwrap_err().to_string();
+                assert!(faults.contains(said), "{stream}: {faults}");
+            }
+        }
+    }
+}

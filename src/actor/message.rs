@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actix::Message;
 
 use super::reload::Changes;
-use crate::event::{Delivery, Refusal};
+use crate::event::{Delivery, Stored};
 use crate::source::{Dead, Slot};
 use crate::stream;
 use crate::topology::edition::Edition;
@@ -49,7 +49,7 @@ pub struct Bury {
 
 /// Member → sink: store these.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<Vec<Refusal>, Down>")]
+#[rtype(result = "Result<Stored, Down>")]
 pub struct Deliver {
     /// The events, shared with the member.
     pub batch: Arc<Vec<Delivery>>,

@@ -13,7 +13,7 @@ use super::crew::{Begun, Crew};
 use super::message::Status;
 use crate::spec::Room;
 use crate::telemetry::board::Component;
-use crate::topology::compare::{Leaving, at_start_only, leaving};
+use crate::topology::compare::{Leaving, at_start_only, leaving, same_shards};
 use crate::topology::{Faults, Topology};
 
 /// How long what an edit stops may take to drain before it is given up.
@@ -86,6 +86,9 @@ impl Reload {
     /// Has `new` run. Answers what that changed; where it errs, all runs as before.
     pub async fn apply(&self, new: &Topology) -> Result<Changes, Faults> {
         let said = at_start_only(&self.old, new)?;
+        // One that never worked is what the edit mends.
+        let in_use = |name: &str| self.crew().stream(name).is_none_or(|(_, it)| it.was_up());
+        same_shards(&self.old, new, in_use)?;
         let mut leaving = self.leaving(new);
         for group in &leaving {
             self.look(group, new, EMPTY_SOON).await?;

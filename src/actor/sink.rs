@@ -19,7 +19,7 @@ use super::inbox::{Inbox, Job, SharedInbox};
 use super::message::{Alone, Deliver, Down};
 use super::traced::Writes;
 use super::{Current, Shared, given_up, keeper};
-use crate::event::{Delivery, Refusal};
+use crate::event::{Delivery, Refusal, Stored};
 use crate::fault;
 use crate::sink::{Sink, SinkSpec};
 use crate::telemetry::board::Component;
@@ -31,14 +31,14 @@ const WRITE_EVENTS_MAX: usize = 4000;
 /// How long a sink may be idle before it is asked whether it could store something.
 const IDLE_MAX: Duration = Duration::from_secs(1);
 
-type DeliverJob = Job<Deliver, Vec<Refusal>>;
+type DeliverJob = Job<Deliver, Stored>;
 
 /// Runs one sink.
 pub struct SinkActor {
     spec: Current<SinkSpec>,
     shared: Shared,
     component: Arc<Component>,
-    inbox: SharedInbox<Deliver, Vec<Refusal>>,
+    inbox: SharedInbox<Deliver, Stored>,
 }
 
 impl SinkActor {
@@ -61,7 +61,7 @@ impl Actor for SinkActor {
 impl Supervised for SinkActor {}
 
 impl Handler<Deliver> for SinkActor {
-    type Result = ResponseFuture<Result<Vec<Refusal>, Down>>;
+    type Result = ResponseFuture<Result<Stored, Down>>;
 
     fn handle(&mut self, deliver: Deliver, _: &mut Self::Context) -> Self::Result {
         Box::pin(self.inbox.put(deliver))
@@ -72,7 +72,7 @@ async fn work(
     spec: SinkSpec,
     shared: Shared,
     component: Arc<Component>,
-    inbox: SharedInbox<Deliver, Vec<Refusal>>,
+    inbox: SharedInbox<Deliver, Stored>,
 ) -> Result<()> {
     let renewal = component.renewal();
     let writers = (spec.kind.writers)(&spec.values).max(1);
@@ -112,7 +112,7 @@ struct Work {
     shared: Shared,
     component: Arc<Component>,
     renewal: CancellationToken,
-    inbox: SharedInbox<Deliver, Vec<Refusal>>,
+    inbox: SharedInbox<Deliver, Stored>,
     sizes: Histogram,
     seconds: Histogram,
     failures: Counter,
@@ -154,16 +154,16 @@ impl Work {
             fault::point("sink.store", batch.iter().map(|delivery| &delivery.event));
             let (since, start_us) = (Instant::now(), writes.begin());
             let stored = tokio::select! {
-                stored = sink.store(&batch) => stored,
+                stored = store(sink.as_mut(), &batch) => stored,
                 () = given_up(renewal) => Err(anyhow!("the write took too long for an edit")),
             };
             match stored {
-                Ok(refusals) => {
+                Ok(stored) => {
                     component.progressed();
                     seconds.observe(since.elapsed().as_secs_f64());
-                    writes.end(&batch, start_us, Ok(&refusals));
+                    writes.end(&batch, start_us, Ok(&stored.refusals));
                     drop(batch);
-                    answer(hand.take(), refusals);
+                    answer(hand.take(), stored);
                 }
                 Err(error) => {
                     let cause: Arc<str> = format!("{error:#}").into();
@@ -205,23 +205,40 @@ impl Drop for InHand {
     }
 }
 
+/// One write: all of its deliveries are of ordered groups, or none is.
+async fn store(sink: &mut dyn Sink, batch: &[&Delivery]) -> Result<Stored> {
+    match batch.first().is_some_and(|delivery| delivery.fence.is_some()) {
+        true => sink.store_ordered(batch).await,
+        false => Ok(sink.store(batch).await?.into()),
+    }
+}
+
+fn is_ordered(deliver: &Deliver) -> bool {
+    deliver.batch.first().is_some_and(|delivery| delivery.fence.is_some())
+}
+
 /// Deliveries share a write as long as it is not too large and none wants it alone.
 fn fits(taken: &[DeliverJob], next: &Deliver) -> bool {
     let events: usize = taken.iter().map(|job| job.message.batch.len()).sum();
     next.alone == Alone::No
+        && taken.iter().all(|job| is_ordered(&job.message) == is_ordered(next))
         && taken.iter().all(|job| job.message.alone == Alone::No)
         && events + next.batch.len() <= WRITE_EVENTS_MAX
 }
 
 /// Gives each job its own refusals, numbered within its own batch.
-fn answer(jobs: Vec<DeliverJob>, refusals: Vec<Refusal>) {
-    let mut refusals = refusals.into_iter().peekable();
+fn answer(jobs: Vec<DeliverJob>, stored: Stored) {
+    let mut refusals = stored.refusals.into_iter().peekable();
+    let mut fenced = stored.fenced.into_iter().peekable();
     let mut first = 0;
     for job in jobs {
         let end = first + job.message.batch.len();
-        let mut own = Vec::new();
+        let mut own = Stored::default();
         while let Some(refusal) = refusals.next_if(|refusal| refusal.index < end) {
-            own.push(Refusal { index: refusal.index - first, reason: refusal.reason });
+            own.refusals.push(Refusal { index: refusal.index - first, reason: refusal.reason });
+        }
+        while let Some(index) = fenced.next_if(|index| *index < end) {
+            own.fenced.push(index - first);
         }
         first = end;
         job.answer(Ok(own));

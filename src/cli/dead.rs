@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::{body_line, find_stream, load, open, parse_ids, time_text};
+use super::{body_line, find_stream, load, open, parse_ids};
+use crate::spec::text::time_text;
 
 /// Dead letters: events that a group gave up.
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,8 @@
 //! The command line, a file a command.
 
+pub mod bench;
 pub mod check;
+pub mod cursor;
 pub mod dead;
 pub mod graph;
 pub mod group;
@@ -53,6 +55,14 @@ enum Command {
     Dead(dead::Args),
     /// List groups, or drop one that is gone from the file
     Group(group::Args),
+    /// Show where groups stand, or put one elsewhere
+    ///
+    /// A cursor that is put back has events delivered again, with the ids they had: a sink that
+    /// keeps ids stores none twice. Put ahead, it skips what is before it, also what members hold.
+    /// That is refused while the group runs, unless forced.
+    Cursor(cursor::Args),
+    /// Try a stream: publish, read, check every event
+    Bench(bench::Args),
 }
 
 /// Parses the command line, does what it says and answers the exit code: 0 done, 1 failed while
@@ -68,6 +78,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => blocking(status::run(args)),
         Command::Dead(args) => blocking(dead::run(args)),
         Command::Group(args) => blocking(group::run(args)),
+        Command::Cursor(args) => blocking(cursor::run(args)),
+        Command::Bench(args) => bench::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -129,6 +141,7 @@ fn site(topology: &Topology, until_idle: bool) -> Site {
         data_dir: topology.runtime.data_dir.clone(),
         instance: topology.runtime.instance.clone(),
         until_idle,
+        runs: true,
     }
 }
 
@@ -141,21 +154,16 @@ fn find_stream<'a>(topology: &'a Topology, name: &str) -> Result<&'a StreamSpec>
     })
 }
 
-/// Opens a stream.
+/// Opens a stream, to look at it or at its groups.
 async fn open(topology: &Topology, stream: &StreamSpec) -> Result<Arc<dyn Backend>> {
-    let opened = (stream.kind.open)(stream.clone(), site(topology, false)).await;
+    let site = Site { runs: false, ..site(topology, false) };
+    let opened = (stream.kind.open)(stream.clone(), site).await;
     opened.with_context(|| format!("cannot open stream {}", stream.name))
 }
 
 /// A body as one line of text: as it is where it is text, and marked where it is not.
 fn body_line(body: &[u8]) -> String {
     String::from_utf8_lossy(body).replace('\n', "\\n")
-}
-
-/// A time as RFC 3339 with milliseconds.
-fn time_text(time_us: i64) -> String {
-    let time = chrono::DateTime::from_timestamp_micros(time_us).unwrap_or_default();
-    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
 
 /// Event ids as a user gives them.

@@ -13,6 +13,7 @@ use crate::actor::message::Down;
 use crate::actor::traced::Sends;
 use crate::event::{Event, EventId, Origin, Sequence, now_us};
 use crate::source::{BATCH_BYTES, BATCH_EVENTS};
+use crate::spec::text::time_text;
 use crate::spec::units;
 use crate::stream::{Append, Appended, Writer};
 use crate::telemetry::metrics::Metrics;
@@ -29,9 +30,10 @@ pub struct Args {
     /// The stream to write
     #[arg(long)]
     stream: String,
-    /// The `type` of the messages made without BODY
-    #[arg(long = "type", default_value = "test")]
-    kind: String,
+    /// The events' type; also the `type` in the messages that are made without BODY [there:
+    /// test]
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
     /// The time between two messages
     #[arg(long, default_value = "1s")]
     interval: String,
@@ -56,13 +58,14 @@ pub async fn run(args: Args) -> Result<()> {
         writer: backend.writer().await?,
         origin: Origin::new(Sequence::Count, &[b"publish", run.as_bytes()]),
         source: SOURCE.into(),
+        kind: args.kind.as_deref().map(Into::into),
         sends: Sends::of_source(&traces, stream, SOURCE, false),
         sent: 0,
     };
     let published = match args.body.as_deref() {
         Some("-") => publisher.lines().await,
         Some(body) => publisher.send(vec![Bytes::copy_from_slice(body.as_bytes())]).await,
-        None => publisher.messages(&args.kind, interval, args.count).await,
+        None => publisher.messages(interval, args.count).await,
     };
     if let Some(exporter) = exporter {
         exporter.stop();
@@ -76,6 +79,7 @@ struct Publisher {
     writer: Box<dyn Writer>,
     origin: Origin,
     source: Arc<str>,
+    kind: Option<Box<str>>,
     sends: Sends,
     sent: u64,
 }
@@ -88,7 +92,8 @@ impl Publisher {
             .zip(bodies)
             .map(|(n, body)| {
                 let id = EventId::new(self.origin, n, self.origin.bits());
-                Event::new(id, body, self.source.clone(), time_us)
+                let event = Event::new(id, body, self.source.clone(), time_us);
+                Event { kind: self.kind.clone(), ..event }
             })
             .collect();
         let count = events.len() as u64;
@@ -151,7 +156,8 @@ impl Publisher {
     }
 
     /// A message every interval, until the count is reached or somebody presses Ctrl-C.
-    async fn messages(&mut self, kind: &str, interval: Duration, count: Option<u64>) -> Result<()> {
+    async fn messages(&mut self, interval: Duration, count: Option<u64>) -> Result<()> {
+        let kind = self.kind.clone().unwrap_or_else(|| "test".into());
         let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
         while count.is_none_or(|count| self.sent < count) {
             tokio::select! {
@@ -161,7 +167,7 @@ impl Publisher {
             let body = serde_json::json!({
                 "message": format!("Message #{}", self.sent + 1),
                 "type": kind,
-                "timestamp": super::time_text(now_us()),
+                "timestamp": time_text(now_us()),
             });
             self.send(vec![body.to_string().into()]).await?;
         }

@@ -53,7 +53,12 @@ impl Received {
         serde_json::from_slice(&self.event.body)
     }
 
-    /// What picked its shard.
+    /// What kind of thing happened, as its producer says ([`Message::kind`](super::Message::kind)).
+    pub fn kind(&self) -> Option<&str> {
+        self.event.kind.as_deref()
+    }
+
+    /// What picked its shard, unless its producer named one.
     pub fn key(&self) -> Option<&str> {
         self.event.key.as_deref()
     }

@@ -18,6 +18,8 @@ use crate::event::{Event, EventId, Origin, Sequence, now_us, trace};
 pub struct Message {
     body: Bytes,
     key: Option<Box<str>>,
+    kind: Option<Box<str>>,
+    shard: Option<u32>,
     idempotency: Option<Box<str>>,
     traceparent: Option<Box<str>>,
     tracestate: Option<Box<str>>,
@@ -31,6 +33,8 @@ impl Message {
         Self {
             body: body.into(),
             key: None,
+            kind: None,
+            shard: None,
             idempotency: None,
             traceparent: None,
             tracestate: None,
@@ -48,6 +52,23 @@ impl Message {
     /// they are read in the order in which they were published. Without a key it goes to any.
     pub fn key(self, key: impl Into<String>) -> Self {
         Self { key: Some(key.into().into()), ..self.changed() }
+    }
+
+    /// Names the shard that it goes to, counted from 0, instead of leaving that to the key, which
+    /// still travels with it. Publishing errs with [`Error::Invalid`] where the stream has no such
+    /// shard.
+    ///
+    /// Order holds within a shard: messages of one key are read in the order in which they were
+    /// published only where all of them go to one shard, so name none of them a shard, or all of
+    /// them the same.
+    pub fn shard(self, shard: u32) -> Self {
+        Self { shard: Some(shard), ..self.changed() }
+    }
+
+    /// What kind of thing happened (`"order-paid"`), for readers to tell without a look at the
+    /// body: [`Received::kind`](super::Received::kind), and `@type` in a sink's columns.
+    pub fn kind(self, kind: impl Into<String>) -> Self {
+        Self { kind: Some(kind.into().into()), ..self.changed() }
     }
 
     /// Names the event: whatever is published under this name, by producers of one origin, is the
@@ -75,6 +96,11 @@ impl Message {
         self.made.get().map(|(id, _)| *id)
     }
 
+    /// The shard that it names.
+    pub(super) fn named_shard(&self) -> Option<u32> {
+        self.shard
+    }
+
     /// Its body.
     pub fn body(&self) -> &Bytes {
         &self.body
@@ -91,6 +117,8 @@ impl Message {
         let parent = self.traceparent.as_deref();
         Event {
             key: self.key.clone(),
+            kind: self.kind.clone(),
+            shard: self.shard,
             trace: parent.and_then(|parent| trace::carried(parent, self.tracestate.as_deref())),
             ..Event::new(id, self.body.clone(), ids.source.clone(), time_us)
         }

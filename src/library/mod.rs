@@ -20,5 +20,6 @@ pub use consumer::Consumer;
 pub use error::Error;
 pub use group::Group;
 pub use message::Message;
+pub(crate) use place::spec_at;
 pub use place::{Stream, StreamBuilder};
 pub use producer::Producer;

@@ -43,7 +43,8 @@ impl StreamBuilder {
     }
 
     /// How many shards it has; 1 where this is not set. Everybody who opens the stream has to say
-    /// the same.
+    /// the same: opening it errs where it has another number, which cannot change while events
+    /// that went by it are there (with Redis and RabbitMQ: ever).
     pub fn shards(self, shards: u32) -> Self {
         self.set("shards", shards)
     }
@@ -74,9 +75,10 @@ impl StreamBuilder {
         })?;
         let place = Place::new(name, self);
         let Declared { stream, site, .. } = place.declare(Role::Look)?;
+        let shards = stream.shards;
         let backend = (stream.kind.open)(stream, site).await;
         let backend = backend.map_err(|error| place.cannot_open(error))?;
-        Ok(Stream { place: Arc::new(place), backend })
+        Ok(Stream { place: Arc::new(place), backend, shards })
     }
 }
 
@@ -97,6 +99,7 @@ impl std::fmt::Debug for StreamBuilder {
 pub struct Stream {
     place: Arc<Place>,
     backend: Arc<dyn Backend>,
+    shards: u32,
 }
 
 impl Stream {
@@ -124,6 +127,11 @@ impl Stream {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.place.name
+    }
+
+    /// How many shards it has, as it was opened.
+    pub fn shards(&self) -> u32 {
+        self.shards
     }
 
     /// A producer, which files its events' ids under `origin`: the name of what it is part of
@@ -266,11 +274,19 @@ impl Place {
             data_dir: topology.runtime.data_dir,
             instance: topology.runtime.instance,
             until_idle: false,
+            runs: true,
         };
         let stream = topology.streams.pop().context("no stream was declared");
         let stream = stream.map_err(|error| self.cannot_open(error))?;
         Ok(Declared { stream, site, group: topology.groups.pop() })
     }
+}
+
+/// The stream of this name at a URL, as a topology file of it alone would have it, and this
+/// process.
+pub(crate) fn spec_at(url: &str, name: &str) -> Result<(StreamSpec, Site), Error> {
+    let place = Place::new(name.to_owned(), Stream::at(url).name(name));
+    place.declare(Role::Look).map(|Declared { stream, site, .. }| (stream, site))
 }
 
 /// Text as a file's value: with nothing in it that a file's variables could take the place of.

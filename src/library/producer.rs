@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::anyhow;
 use tokio::time::Instant;
 
 use super::Error;
@@ -53,13 +53,22 @@ impl Producer {
     ///
     /// While the backend is away or the stream is full it tries again, for as long as
     /// [`patience`](Self::patience) says, and errs with [`Error::Away`] or [`Error::Full`] after
-    /// that.
+    /// that. A message that names a shard which the stream does not have is [`Error::Invalid`], and
+    /// nothing is published.
     pub async fn publish<'m>(
         &mut self,
         messages: impl IntoIterator<Item = &'m Message>,
     ) -> Result<Vec<EventId>, Error> {
-        let ids = &mut self.ids;
-        let events: Vec<Event> = messages.into_iter().map(|message| message.event(ids)).collect();
+        let (ids, shards) = (&mut self.ids, self.stream.shards());
+        let event = |message: &Message| match message.named_shard() {
+            Some(shard) if shard >= shards => Err(Error::Invalid(format!(
+                "a message names shard {shard} of stream {}, which has {shards}: 0 to {}",
+                self.stream.name(),
+                shards - 1
+            ))),
+            _ => Ok(message.event(ids)),
+        };
+        let events = messages.into_iter().map(event).collect::<Result<Vec<Event>, Error>>()?;
         let ids = events.iter().map(|event| event.id).collect();
         let end = Instant::now() + self.patience;
         for events in parts(events) {
@@ -89,7 +98,7 @@ impl Producer {
         }
     }
 
-    async fn try_append(&mut self, append: &[Append]) -> Result<Appended> {
+    async fn try_append(&mut self, append: &[Append]) -> anyhow::Result<Appended> {
         // Taken, and put back only after it worked: what failed or was given up midway is opened
         // anew.
         let mut writer = match self.writer.take() {

@@ -6,6 +6,7 @@
 pub mod columns;
 mod console;
 mod database;
+mod fence;
 mod file;
 mod line;
 mod postgres;
@@ -20,7 +21,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
 use self::query::OpenReader;
-use crate::event::{Delivery, Refusal};
+use crate::event::{Delivery, Refusal, Stored};
 use crate::spec::{Complaint, Key, Site, Values};
 
 /// A place where events are kept.
@@ -32,6 +33,14 @@ pub trait Sink: Send {
     /// An error means that the sink could not work (away, full, locked): no event's fault, and
     /// nothing is known of the batch, which will come again. The sink is then opened anew.
     async fn store(&mut self, batch: &[&Delivery]) -> Result<Vec<Refusal>>;
+
+    /// [`Sink::store`] for deliveries of ordered groups, which all have a fence. Those of a fence
+    /// come in order, and what is stored of them is always a part without a gap from the first on:
+    /// nothing behind a refused event, and nothing at all once the sink has stored something of a
+    /// newer owner of the shard. Other shards of the batch are not touched by either.
+    async fn store_ordered(&mut self, batch: &[&Delivery]) -> Result<Stored> {
+        anyhow::bail!("the sink cannot keep {} events in order (`ordered = false`)", batch.len())
+    }
 
     /// Whether it could store something now; asked every second while there is nothing to
     /// store. An error counts as one of `store`.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 /// The placeholders, as a user writes them.
 pub(super) const PLACEHOLDERS: &str =
-    "{n}, {now}, {source}, {instance}, {uuid}, {random:1..100}, both ends included";
+    "{n}, {round}, {now}, {source}, {instance}, {uuid}, {random:1..100}, both ends included";
 
 /// A body, compiled for one instance of one source.
 pub(super) struct Template {
@@ -25,6 +25,7 @@ pub(super) struct Template {
 enum Piece {
     Literal(Box<[u8]>),
     Number,
+    Round,
     Now,
     Uuid,
     Random(i64, i64),
@@ -58,13 +59,14 @@ impl Template {
         self.len_max
     }
 
-    /// Appends the body of event number `n`, made at `now` (see [`rfc3339`]).
-    pub fn render(&self, n: u64, now: &str, out: &mut BytesMut) {
+    /// Appends the body of event number `n` of a round, made at `now` (see [`rfc3339`]).
+    pub fn render(&self, n: u64, round: u64, now: &str, out: &mut BytesMut) {
         for piece in &self.pieces {
             match piece {
                 Piece::Literal(bytes) => out.put_slice(bytes),
                 Piece::Now => out.put_slice(now.as_bytes()),
                 Piece::Number => digits(n, out),
+                Piece::Round => digits(round, out),
                 Piece::Random(low, high) => {
                     let number = fastrand::i64(low..=high);
                     if number < 0 {
@@ -123,6 +125,7 @@ pub(super) fn faults(body: &Value) -> Vec<String> {
 enum Segment<'a> {
     Text(&'a str),
     Number,
+    Round,
     Now,
     Source,
     Instance,
@@ -132,7 +135,7 @@ enum Segment<'a> {
 
 impl Segment<'_> {
     fn is_number(&self) -> bool {
-        matches!(self, Segment::Number | Segment::Instance | Segment::Random(..))
+        matches!(self, Segment::Number | Segment::Round | Segment::Instance | Segment::Random(..))
     }
 }
 
@@ -170,6 +173,7 @@ fn parse(text: &str) -> (Vec<Segment<'_>>, Vec<String>) {
 fn placeholder(inner: &str) -> Result<Option<Segment<'static>>, String> {
     let segment = match inner {
         "n" => Segment::Number,
+        "round" => Segment::Round,
         "now" => Segment::Now,
         "source" => Segment::Source,
         "instance" => Segment::Instance,
@@ -204,11 +208,12 @@ fn slip(inner: &str) -> Option<String> {
     }
     let lower = inner.to_ascii_lowercase();
     // Names are short: with any first letter, `{x}` and `{row}` would be slips too.
-    let meant = ["n", "now", "source", "instance", "uuid", "random"].into_iter().find(|name| {
-        lower.starts_with(&name[..1])
-            && lower.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-            && strsim::osa_distance(&lower, name) <= 1
-    })?;
+    let meant =
+        ["n", "round", "now", "source", "instance", "uuid", "random"].into_iter().find(|name| {
+            lower.starts_with(&name[..1])
+                && lower.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+                && strsim::osa_distance(&lower, name) <= 1
+        })?;
     let meant = if meant == "random" { "random:1..100" } else { meant };
     Some(format!(
         "unknown placeholder {{{inner}}}, did you mean {{{meant}}}? (there are {PLACEHOLDERS})"
@@ -276,6 +281,7 @@ impl<'a> Compiler<'a> {
                 // Writing to a `String` cannot fail.
                 Segment::Instance => _ = write!(self.literal, "{}", self.maker.instance),
                 Segment::Number => self.piece(Piece::Number, DIGITS_MAX),
+                Segment::Round => self.piece(Piece::Round, DIGITS_MAX),
                 Segment::Now => self.piece(Piece::Now, "2000-01-01T00:00:00.000Z".len()),
                 Segment::Uuid => self.piece(Piece::Uuid, uuid::fmt::Hyphenated::LENGTH),
                 Segment::Random(low, high) => self.piece(Piece::Random(low, high), DIGITS_MAX),
@@ -324,7 +330,7 @@ mod tests {
 
     fn rendered(template: &Template, n: u64) -> String {
         let mut out = BytesMut::new();
-        template.render(n, NOW, &mut out);
+        template.render(n, 2, NOW, &mut out);
         assert!(out.len() <= template.len_max());
         String::from_utf8(out.to_vec()).unwrap()
     }
@@ -336,6 +342,7 @@ mod tests {
     #[test]
     fn a_string_body_is_replaced_plainly() {
         assert_eq!(text("{n}"), "42");
+        assert_eq!(text("{round}.{n}"), "2.42");
         assert_eq!(text("a{n}{source}/{instance} at {now}!"), format!("a42numbers/3 at {NOW}!"));
         assert_eq!(text(r#"{"a":{n},"b":{"c":"{source}"}}"#), r#"{"a":42,"b":{"c":"numbers"}}"#);
         assert_eq!(text("{random:-7..-7}{random:5..5}"), "-75");
@@ -355,8 +362,8 @@ mod tests {
         let faults = |body: Value| faults(&body).join("\n");
         assert_eq!(
             faults(json!({"a": ["{nn}"]})),
-            "unknown placeholder {nn}, did you mean {n}? (there are {n}, {now}, {source}, \
-             {instance}, {uuid}, {random:1..100}, both ends included)"
+            "unknown placeholder {nn}, did you mean {n}? (there are {n}, {round}, {now}, \
+             {source}, {instance}, {uuid}, {random:1..100}, both ends included)"
         );
         assert!(faults(json!({"a{nwo}": 1})).contains("did you mean {now}?"));
         assert!(faults(json!("{N}")).contains("did you mean {n}?"));

@@ -195,6 +195,8 @@ pub enum Selector {
     Stream,
     /// `@key`: its key.
     Key,
+    /// `@type`: its type.
+    Kind,
     /// `@trace`: its trace id.
     Trace,
     /// A member of the JSON body: the names on the way down (`"user.name"`).
@@ -210,6 +212,7 @@ impl Selector {
         ("@source", Selector::Source),
         ("@stream", Selector::Stream),
         ("@key", Selector::Key),
+        ("@type", Selector::Kind),
         ("@trace", Selector::Trace),
     ];
 }
@@ -336,4 +339,7 @@ pub struct Site {
     pub instance: String,
     /// `--until-idle` was asked for.
     pub until_idle: bool,
+    /// What is opened is to run. A command or a page only looks, and changes no setting of a
+    /// stream.
+    pub runs: bool,
 }

@@ -180,6 +180,19 @@ pub fn listed<'a>(words: impl IntoIterator<Item = &'a str>, last: &str) -> Strin
     }
 }
 
+/// A time, in microseconds since 1970 UTC, as RFC 3339 with milliseconds.
+pub fn time_text(time_us: i64) -> String {
+    let time = chrono::DateTime::from_timestamp_micros(time_us).unwrap_or_default();
+    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+/// `1 shard`, `2 shards`
+pub fn counted(count: impl fmt::Display, noun: &str) -> String {
+    let text = count.to_string();
+    let plural = if text == "1" { "" } else { "s" };
+    format!("{text} {noun}{plural}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +222,13 @@ mod tests {
     fn a_shown_value_stays_on_one_short_line() {
         assert_eq!(shown("a\nb\u{1b}[0m\u{202e}é"), "a\\nb\\u{1b}[0m\\u{202e}é");
         assert_eq!(shown(&"x".repeat(61)), format!("{}…", "x".repeat(60)));
+    }
+
+    #[test]
+    fn times_and_counts_read_well() {
+        assert_eq!(time_text(1_700_000_000_123_456), "2023-11-14T22:13:20.123Z");
+        let all = [counted(0, "shard"), counted(1, "shard"), counted(21, "shard")];
+        assert_eq!(all, ["0 shards", "1 shard", "21 shards"]);
     }
 
     #[test]

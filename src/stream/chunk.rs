@@ -6,8 +6,9 @@
 //!         · names · a record for each event · bodies · xxh3 u64
 //! name:   length, UTF-8                       (sources and groups, each once a chunk)
 //! record: flags u8 · id [16] · source's name · time, as the step from the event before
-//!         · body's length · [key] · [trace] · [group's name]
+//!         · body's length · [key] · [trace] · [group's name] · [kind] · [shard]
 //! ```
+//! A chunk whose events have neither kind nor shard is of version 1, which has no such records.
 //! Fixed numbers are little endian, all others LEB128 (signed ones zigzag).
 
 use std::collections::HashMap;
@@ -24,7 +25,9 @@ pub const CHUNK_EVENTS: usize = 1000;
 /// Bytes in one chunk ([`Event::size`]), at most; a larger event is a chunk alone.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Without kinds and shards, as programs before version 2 read it.
+const VERSION_1: u8 = 1;
 const HEADER: usize = 1 + 4 + 4;
 /// Bytes of the checksum that ends a chunk.
 pub const CHECKSUM: usize = 8;
@@ -32,6 +35,8 @@ pub const CHECKSUM: usize = 8;
 const KEY: u8 = 1;
 const TRACE: u8 = 2;
 const ONLY_GROUP: u8 = 4;
+const KIND: u8 = 8;
+const SHARD: u8 = 16;
 
 /// Cuts `events` into runs that each fit a chunk, in order.
 pub fn runs(events: &[&Event]) -> Vec<Range<usize>> {
@@ -56,11 +61,17 @@ pub fn encode(events: &[&Event]) -> Result<Vec<u8>> {
     let mut names = Names::default();
     let mut records = Vec::with_capacity(events.len() * 24);
     let mut time_us = 0;
+    let mut version = VERSION_1;
     for event in events {
         let flags = if event.key.is_some() { KEY } else { 0 }
             | if event.trace.is_some() { TRACE } else { 0 }
-            | if event.only_group.is_some() { ONLY_GROUP } else { 0 };
+            | if event.only_group.is_some() { ONLY_GROUP } else { 0 }
+            | if event.kind.is_some() { KIND } else { 0 }
+            | if event.shard.is_some() { SHARD } else { 0 };
         records.push(flags);
+        if flags & (KIND | SHARD) != 0 {
+            version = VERSION;
+        }
         records.extend_from_slice(&event.id.to_bytes());
         put_uint(&mut records, names.index(&event.source));
         put_uint(&mut records, zigzag(event.time_us.wrapping_sub(time_us)));
@@ -72,10 +83,16 @@ pub fn encode(events: &[&Event]) -> Result<Vec<u8>> {
         if let Some(group) = &event.only_group {
             put_uint(&mut records, names.index(group));
         }
+        if let Some(kind) = &event.kind {
+            put_text(&mut records, kind);
+        }
+        if let Some(shard) = event.shard {
+            put_uint(&mut records, shard.into());
+        }
     }
     let bodies: usize = events.iter().map(|event| event.body.len()).sum();
     let mut chunk = Vec::with_capacity(HEADER + records.len() + 256 + bodies + CHECKSUM);
-    chunk.push(VERSION);
+    chunk.push(version);
     chunk.extend_from_slice(&u32::try_from(events.len())?.to_le_bytes());
     chunk.extend_from_slice(&[0; 4]);
     put_uint(&mut chunk, names.list.len() as u64);
@@ -103,8 +120,8 @@ pub fn sum(chunk: &[u8]) -> [u8; CHECKSUM] {
 pub fn decode(chunk: &Bytes) -> Result<Vec<Event>> {
     let version = chunk.first().copied().unwrap_or_default();
     ensure!(
-        version == VERSION,
-        "a chunk of version {version} (this program reads version {VERSION})"
+        (VERSION_1..=VERSION).contains(&version),
+        "a chunk of version {version} (this program reads versions {VERSION_1} to {VERSION})"
     );
     ensure!(chunk.len() >= HEADER + CHECKSUM, "a chunk of {} bytes is cut short", chunk.len());
     let end = chunk.len() - CHECKSUM;
@@ -149,6 +166,12 @@ fn parse(chunk: &Bytes, end: usize) -> Result<Vec<Event>> {
         }
         if flags & ONLY_GROUP != 0 {
             event.only_group = Some(name(take.uint()?)?);
+        }
+        if flags & KIND != 0 {
+            event.kind = Some(take.text()?.into());
+        }
+        if flags & SHARD != 0 {
+            event.shard = Some(u32::try_from(take.uint()?)?);
         }
         events.push(event);
     }
@@ -251,13 +274,17 @@ mod tests {
             proptest::collection::vec(any::<u8>(), 0..200),
             "[a-c]",
             any::<i64>(),
-            (text(), text(), text()),
+            (text(), text(), text(), text(), proptest::option::of(any::<u32>())),
         )
-            .prop_map(|(id, body, source, time_us, (key, trace, group))| Event {
-                key: key.map(Into::into),
-                trace: trace.map(Into::into),
-                only_group: group.map(Into::into),
-                ..Event::new(EventId::from_bytes(id), body.into(), source.into(), time_us)
+            .prop_map(|(id, body, source, time_us, (key, trace, group, kind, shard))| {
+                Event {
+                    key: key.map(Into::into),
+                    kind: kind.map(Into::into),
+                    shard,
+                    trace: trace.map(Into::into),
+                    only_group: group.map(Into::into),
+                    ..Event::new(EventId::from_bytes(id), body.into(), source.into(), time_us)
+                }
             })
     }
 
@@ -308,6 +335,14 @@ mod tests {
         let big = make(CHUNK_BYTES * 2);
         assert_eq!(runs(&[&small, &big, &small, &small]), [0..1, 1..2, 2..4]);
         assert!(runs(&[]).is_empty());
+    }
+
+    #[test]
+    fn what_needs_no_version_2_is_read_by_programs_before_it() {
+        let event = Event::new(EventId::from_bytes([1; 16]), "body".into(), "s".into(), 5);
+        let typed = Event { kind: Some("paid".into()), ..event.clone() };
+        assert_eq!(encode(&[&event]).unwrap()[0], VERSION_1);
+        assert_eq!(encode(&[&event, &typed]).unwrap()[0], VERSION);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! A new kind is one file beside this one and one line in [`KINDS`].
 
 pub mod chunk;
+pub mod cursor;
 pub mod embedded;
 pub mod postgres;
 mod rabbitmq;
 mod redis;
+mod shards;
 mod sql;
 pub mod suspicion;
 
@@ -19,6 +21,8 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use self::cursor::{CursorMove, Moved, Refused, ShardCursor};
+pub use self::shards::{shard_for, shard_of};
 use crate::event::{Delivery, Event, EventId, Ticket};
 use crate::source::{Dead, Move, Slot};
 use crate::spec::{Complaint, Key, Site, Values};
@@ -61,6 +65,10 @@ pub trait Writer: Send {
 
 /// One group member's hand on a stream. All methods may be called while a `fetch` waits.
 ///
+/// In an ordered group a member owns shards: a fetch claims them, as many as are its share, and
+/// fetches and renewals keep them for a lease. It is given each shard's events in order, with a
+/// fence; who owned the shard before can do nothing to them any more.
+///
 /// Whatever is fetched is leased: it stays with this member until it is acked, buried or
 /// released, or until the lease runs out unrenewed and another member gets it. Everything here
 /// acts on what is still this member's and quietly passes over what is not.
@@ -84,8 +92,14 @@ pub trait Reader: Send + Sync {
     async fn refund(&self, ticket: Ticket) -> Result<()>;
 
     /// Hands events back, undelivered: the next member gets them at once, and this delivery is
-    /// not counted.
+    /// not counted. A member of an ordered group gives up the shards that these are of.
     async fn release(&self, tickets: &[Ticket]) -> Result<()>;
+
+    /// The member fetches no more, and does not count as one that runs: one of an ordered group
+    /// gives up all its shards, which others take at once.
+    async fn leave(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Makes the event a dead letter of this group, and acks it, in one. Burying it twice leaves
     /// one.
@@ -119,6 +133,16 @@ pub trait Backend: Send + Sync {
     async fn peek(&self, count: usize) -> Result<Vec<Event>>;
     /// Forgets a group and what it holds back. `false`: there is none of that name.
     async fn drop_group(&self, group: &str) -> Result<bool>;
+    /// Where a group stands in each shard. Errs where the backend keeps no history.
+    async fn cursor(&self, group: &str) -> Result<Vec<ShardCursor>>;
+    /// Puts a group's cursor elsewhere, and answers what that did in each shard; or why not, and
+    /// then nothing was changed. What members hold of these shards is theirs no more: no ack of
+    /// it reaches what they are given from then on. A moved cursor holds back trimming at once.
+    async fn move_cursor(&self, order: &CursorMove) -> Result<Result<Vec<Moved>, Refused>>;
+    /// Removes the stream: its events, its groups, its dead letters, and what members left behind.
+    /// For a stream that a program made for itself, and that no source writes: what a checkpoint
+    /// left stays. Nobody may have it open any more.
+    async fn erase(&self) -> Result<()>;
     /// The dead letters of all groups of this stream, oldest first.
     async fn dead(&self) -> Result<Vec<DeadLetter>>;
     /// Files what never was in the stream (a line that is too long) as a dead letter of each of
@@ -309,8 +333,3 @@ pub type Opening = BoxFuture<'static, Result<Arc<dyn Backend>>>;
 
 /// The kinds there are.
 pub static KINDS: &[&Kind] = &[&embedded::KIND, &redis::KIND, &rabbitmq::KIND, &postgres::KIND];
-
-/// The shard of an event with this key: XXH3 of its UTF-8 bytes, modulo the number of shards.
-pub fn shard_of(key: &str, shards: u32) -> u32 {
-    (crate::event::hash(key.as_bytes()) % u64::from(shards.max(1))) as u32
-}

@@ -46,6 +46,9 @@ pub struct Sample {
     pub time_us: i64,
     /// What picks its shard.
     pub key: Option<String>,
+    /// What kind of thing happened.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
     /// The trace it belongs to, where that is followed.
     pub trace_id: Option<String>,
     /// How long its body is.
@@ -64,6 +67,7 @@ impl Sample {
             source: event.source.to_string(),
             time_us: event.time_us,
             key: event.key.as_deref().map(str::to_owned),
+            kind: event.kind.as_deref().map(str::to_owned),
             trace_id: event.trace.as_deref().and_then(trace_id),
             bytes: event.body.len(),
             body: body_shown(&event.body),

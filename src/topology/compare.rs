@@ -95,6 +95,30 @@ pub fn leaving(old: &Topology, new: &Topology) -> Vec<Leaving> {
     old.groups.iter().filter_map(leaves).collect()
 }
 
+/// Errs where an edit gives a stream another number of shards that is `in_use`: then other programs
+/// may be at work on it by the old number, and what this one has in hand went by it.
+pub fn same_shards(
+    old: &Topology,
+    new: &Topology,
+    in_use: impl Fn(&str) -> bool,
+) -> Result<(), Faults> {
+    for stream in &new.streams {
+        let Some(before) = old.stream(&stream.name) else { continue };
+        let is_place = before.kind.name == stream.kind.name
+            && (before.kind.place)(before) == (stream.kind.place)(stream);
+        if is_place && before.shards != stream.shards && in_use(&stream.name) {
+            let message = format!(
+                "stream {} is in use with {} shards, and their number cannot change meanwhile: a \
+                 key's events would be in two (stop, run the file as it was with --until-idle, and \
+                 start with this one)",
+                stream.name, before.shards
+            );
+            return Err(new.fault(Room::Stream, &stream.name, "shards", message));
+        }
+    }
+    Ok(())
+}
+
 /// What an edit asks for that only a start can do: faults, and what is merely said.
 pub fn at_start_only(old: &Topology, new: &Topology) -> Result<Vec<Fault>, Faults> {
     let (was, wanted) = (&old.runtime, &new.runtime);

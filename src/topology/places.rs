@@ -1,6 +1,6 @@
 //! Where each key and value of the file stands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::fault::Fault;
@@ -20,6 +20,8 @@ enum Spot {
 #[derive(Clone, Default)]
 pub(super) struct Places {
     spots: HashMap<Vec<String>, Spot>,
+    /// Whose values in the file hold a `${…}`.
+    variable: HashSet<Vec<String>>,
     /// The byte offset of each line's start.
     lines: Vec<usize>,
     text: String,
@@ -37,11 +39,22 @@ impl Places {
         let starts =
             text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(i, _)| i + 1);
         let lines = std::iter::once(0).chain(starts).collect();
-        Self { spots: HashMap::new(), lines, text: text.to_owned() }
+        Self { lines, text: text.to_owned(), ..Self::default() }
     }
 
     pub(super) fn put(&mut self, path: &[String], key: usize, value: usize) {
         self.spots.insert(path.to_vec(), Spot::File { key, value });
+    }
+
+    /// The value at `path` holds a `${…}` in the file.
+    pub(super) fn put_variable(&mut self, path: &[String]) {
+        self.variable.insert(path.to_vec());
+    }
+
+    /// Whether the value at `path` holds a `${…}` in the file.
+    pub(super) fn holds_variable(&self, path: &[&str]) -> bool {
+        let path: Vec<String> = path.iter().map(|name| (*name).to_owned()).collect();
+        self.variable.contains(&path)
     }
 
     /// A variable gives what stands at `path`: tables on the way that the file does not have come

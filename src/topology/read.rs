@@ -169,6 +169,9 @@ impl Reader<'_> {
 
     /// A string with its variables filled in; nothing, and a fault for each, where one is missing.
     fn string(&mut self, text: &str, span: std::ops::Range<usize>) -> ValueKind {
+        if text.contains("${") {
+            self.places.put_variable(&self.path);
+        }
         match interpolate(text, self.env) {
             Ok(text) => ValueKind::String(text),
             Err(wrong) => {

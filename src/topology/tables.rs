@@ -182,7 +182,9 @@ pub static STREAM: &[Key] = &[
         name: "shards",
         ty: Ty::Int(1, 1024),
         default: Toml("1"),
-        doc: "An event with a key always goes to the same shard.",
+        doc: "An event with a key always goes to the same shard: XXH3 (64 bits, seed 0) of the key's \
+              UTF-8 bytes, modulo the number of shards. With embedded and postgres the number can \
+              change once every group has acked everything; with redis and rabbitmq it cannot.",
     },
     Key {
         name: "retain",
@@ -251,7 +253,8 @@ pub static GROUP: &[Key] = &[
         name: "ordered",
         ty: Ty::Bool,
         default: Toml("false"),
-        doc: "One member at a time per shard, in order; events behind a refused one wait.",
+        doc: "One member at a time per shard, in order; events behind a refused one wait. The stream \
+              has to be `embedded`, `redis` or `postgres`, the target a `postgres` or `sqlite` sink.",
     },
     Key {
         name: "counter",

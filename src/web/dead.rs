@@ -71,6 +71,7 @@ fn shown(letter: &DeadLetter) -> Json {
         "time_us": event.time_us,
         "source": &*event.source,
         "key": event.key,
+        "type": event.kind,
         "trace_id": event.trace.as_deref().and_then(trace_id),
         "bytes": event.body.len(),
         "body": body_shown(&event.body),
@@ -169,6 +170,7 @@ impl Letters {
             data_dir: topology.runtime.data_dir.clone(),
             instance: topology.runtime.instance.clone(),
             until_idle: false,
+            runs: false,
         };
         Ok(Self { spec, site })
     }

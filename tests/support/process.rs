@@ -155,6 +155,11 @@ impl Running {
 
     /// SIGTERM, and the exit status.
     pub fn stop(mut self) -> ExitStatus {
+        self.end()
+    }
+
+    /// The same, for who wants to see its log afterwards.
+    pub fn end(&mut self) -> ExitStatus {
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         self.child.wait().unwrap()

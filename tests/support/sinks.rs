@@ -283,7 +283,8 @@ pub async fn open(kind: &str, values: Values) -> Result<Box<dyn Sink>> {
     let kind = KINDS.iter().find(|it| it.name == kind).expect("a kind of that name");
     assert_eq!((kind.check)(&values), []);
     let spec = SinkSpec { name: "out".into(), kind, values };
-    let site = Site { data_dir: "data".into(), instance: "test".into(), until_idle: false };
+    let site =
+        Site { data_dir: "data".into(), instance: "test".into(), until_idle: false, runs: true };
     (kind.open)(spec, site).await
 }
 
@@ -388,7 +389,7 @@ pub async fn sql(path: &Path, sql: &str) {
 pub fn delivery(id: EventId, body: impl Into<Bytes>) -> Delivery {
     let event = Event::new(id, body.into(), Arc::from("input"), 1_700_000_000_000_000);
     let ticket = Ticket { shard: 0, hold: 0, offset: 0 };
-    Delivery { event, stream: Arc::from("lines"), ticket, deliveries: 1, attempts: 0 }
+    Delivery { event, stream: Arc::from("lines"), ticket, deliveries: 1, attempts: 0, fence: None }
 }
 
 /// Event `n` of a run that counts.

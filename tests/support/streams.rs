@@ -134,7 +134,7 @@ impl Place {
     /// This process, as the backend knows it.
     pub fn site(&self) -> Site {
         let data_dir = self.folder.path().to_owned();
-        Site { data_dir, instance: "here".into(), until_idle: false }
+        Site { data_dir, instance: "here".into(), until_idle: false, runs: true }
     }
 
     /// A new member of the stream's group of that name.
@@ -144,6 +144,16 @@ impl Place {
         let group = found.cloned().unwrap_or_else(|| group(name));
         let member = format!("here/{name}/{number}");
         backend.reader(ReaderSpec { group, member }).await.unwrap()
+    }
+
+    /// The same place for another stream, of this name (in Redis, of this key).
+    pub fn named(&self, name: &str, key: &str) -> Self {
+        let mut spec = StreamSpec { name: name.into(), ..self.spec.clone() };
+        if spec.values.opt_str("key").is_some() {
+            spec.values.set("key", Value::Str(key.into()));
+        }
+        let folder = tempfile::tempdir_in(self.folder.path()).unwrap();
+        Self { spec, folder, members: AtomicU32::new(0) }
     }
 
     /// Declares groups of these names, and no others.

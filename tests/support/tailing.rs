@@ -125,7 +125,7 @@ impl Setup {
             values,
         };
         let data_dir = dir.path().join(".data");
-        let site = Site { data_dir, instance: "test".into(), until_idle: false };
+        let site = Site { data_dir, instance: "test".into(), until_idle: false, runs: true };
         Self { dir, spec, site }
     }
 

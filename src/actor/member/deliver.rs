@@ -8,15 +8,15 @@ use anyhow::Result;
 use super::hand::{Held, Suspect};
 use super::{Member, Target};
 use crate::actor::message::{Alone, Append, Deliver, Down};
-use crate::event::{Delivery, Event, Refusal};
+use crate::event::{Delivery, Event, Refusal, Stored};
 use crate::fault;
 use crate::stream::{self, Appended, suspicion};
 use crate::telemetry::board::State;
 
 /// What came of a delivery.
 pub enum Outcome {
-    /// Stored, but for these.
-    Stored(Vec<Refusal>),
+    /// Stored, but for some.
+    Stored(Stored),
     /// The target could not work, and not because of the events: why.
     Away(Arc<str>),
     /// The target died with the events in hand.
@@ -26,6 +26,9 @@ pub enum Outcome {
 impl Member {
     /// Delivers batch after batch.
     pub async fn deliver(&self) -> Result<()> {
+        if self.group.ordered {
+            return self.deliver_in_order().await;
+        }
         while !self.stopping() {
             match self.hand.front() {
                 Some(held) => self.deliver_held(held).await?,
@@ -63,7 +66,7 @@ impl Member {
         let outcome = self.send(held.deliveries.clone(), Alone::No).await;
         self.hand.set_delivering(false);
         match outcome {
-            Outcome::Stored(refusals) => self.settle(&held, refusals).await?,
+            Outcome::Stored(stored) => self.settle(&held, stored.refusals).await?,
             Outcome::Died => {
                 self.journeys.retried(&held.deliveries, "the target died with it");
                 self.hand.front_died();
@@ -132,7 +135,9 @@ impl Member {
             }
             Target::Stream(stream, _, sends) => {
                 // A replayed dead letter was for this group of this stream, not for one of the next.
-                let pass_on = |it: &Delivery| Event { only_group: None, ..it.event.clone() };
+                // The shard was one of the stream that it comes from.
+                let pass_on =
+                    |it: &Delivery| Event { only_group: None, shard: None, ..it.event.clone() };
                 let mut events: Vec<Event> = batch.iter().map(pass_on).collect();
                 let spans = sends.begin(&mut events);
                 let append = stream::Append { origin: "".into(), moves: Vec::new(), events };
@@ -140,14 +145,14 @@ impl Member {
                 let answer = answer.unwrap_or(Err(Down::Died));
                 sends.end(spans, batch.len() as u64, &answer);
                 match answer {
-                    Ok(Appended::Durable) => Ok(Vec::new()),
+                    Ok(Appended::Durable) => Ok(Stored::default()),
                     Ok(Appended::Full(_) | Appended::Rewound) => Err(Down::Failed("full".into())),
                     Err(down) => Err(down),
                 }
             }
         };
         match answer {
-            Ok(refusals) => Outcome::Stored(refusals),
+            Ok(stored) => Outcome::Stored(stored),
             Err(Down::Failed(cause)) => Outcome::Away(cause),
             Err(Down::Died) => Outcome::Died,
         }

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::event::{Delivery, Ticket};
+use super::queues::{Next, Queues};
+use crate::event::{Delivery, Fence, Ticket};
 
 /// One fetched batch.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct Suspect {
 /// A member's hand. One thread's.
 #[derive(Debug, Default)]
 pub struct Hand {
+    /// All there is in an ordered group.
+    ordered: RefCell<Queues>,
     batches: RefCell<VecDeque<Held>>,
     suspects: RefCell<VecDeque<Suspect>>,
     delivering: Cell<bool>,
@@ -49,6 +52,7 @@ impl Hand {
         if self.delivering.replace(false) {
             self.front_died();
         }
+        self.back();
         self.arrived.notify_one();
         self.room.notify_one();
         self.suspected.notify_one();
@@ -57,6 +61,41 @@ impl Hand {
     /// Whether another batch may be fetched.
     pub fn has_room(&self, batches_max: usize, suspects_max: usize) -> bool {
         self.batches.borrow().len() < batches_max && self.suspects.borrow().len() < suspects_max
+    }
+
+    /// Whether more may be fetched of shards that wait for nothing, beside one such batch.
+    pub fn has_room_in_order(&self, events: usize) -> bool {
+        self.ordered.borrow().ready() <= events
+    }
+
+    /// Adds what was fetched for an ordered group. Answers what this makes void.
+    pub fn push_in_order(&self, deliveries: Vec<Delivery>) -> Vec<Ticket> {
+        let void = self.ordered.borrow_mut().push(deliveries);
+        self.arrived.notify_one();
+        void
+    }
+
+    /// What is to be delivered next, of so many events and about so many bytes.
+    pub fn next_in_order(&self, events_max: usize, bytes_max: usize) -> Next {
+        self.ordered.borrow_mut().next(events_max, bytes_max)
+    }
+
+    /// Nothing of an ordered group is with the target any more.
+    pub fn back(&self) {
+        self.ordered.borrow_mut().back();
+    }
+
+    /// These of an ordered group are done with.
+    pub fn done(&self, tickets: &[Ticket]) {
+        self.ordered.borrow_mut().done(tickets);
+        self.room.notify_one();
+    }
+
+    /// The shard has a newer owner. Answers what this makes void.
+    pub fn fenced(&self, fence: &Arc<Fence>) -> Vec<Ticket> {
+        let void = self.ordered.borrow_mut().fenced(fence);
+        self.room.notify_one();
+        void
     }
 
     /// Adds a fetched batch.
@@ -81,11 +120,12 @@ impl Hand {
         self.room.notify_one();
     }
 
-    /// The target died with the front batch in hand.
+    /// The target died with the front batch, or that of an ordered group, in hand.
     pub fn front_died(&self) {
         if let Some(front) = self.batches.borrow_mut().front_mut() {
             front.deaths += 1;
         }
+        self.ordered.borrow_mut().died();
     }
 
     /// Marks that the front batch is with the target, so that a death meanwhile is known.
@@ -116,6 +156,11 @@ impl Hand {
 
     /// Puts an event under suspicion.
     pub fn suspect(&self, suspect: Suspect) {
+        if suspect.delivery.fence.is_some() {
+            self.ordered.borrow_mut().suspect(suspect);
+            self.room.notify_one();
+            return;
+        }
         self.suspects.borrow_mut().push_back(suspect);
         self.suspected.notify_one();
     }
@@ -127,6 +172,10 @@ impl Hand {
 
     /// Changes what is known of a suspect.
     pub fn update_suspect(&self, changed: Suspect) {
+        if changed.delivery.fence.is_some() {
+            self.ordered.borrow_mut().suspect(changed);
+            return;
+        }
         let ticket = changed.delivery.ticket;
         if let Some(suspect) =
             self.suspects.borrow_mut().iter_mut().find(|suspect| suspect.delivery.ticket == ticket)
@@ -137,6 +186,7 @@ impl Hand {
 
     /// A suspect is settled.
     pub fn clear_suspect(&self, ticket: Ticket) {
+        self.ordered.borrow_mut().done(&[ticket]);
         self.suspects.borrow_mut().retain(|suspect| suspect.delivery.ticket != ticket);
         self.room.notify_one();
     }
@@ -148,22 +198,29 @@ impl Hand {
         let held = batches.iter().flat_map(|held| held.deliveries.iter());
         held.chain(suspects.iter().map(|suspect| &suspect.delivery))
             .map(|delivery| delivery.ticket)
+            .chain(self.ordered.borrow().tickets())
             .collect()
     }
 
-    /// These are another member's now.
-    pub fn lose(&self, lost: &[Ticket]) {
+    /// These are another member's now, and in an ordered group the rest of their shards. Answers
+    /// what this makes void.
+    pub fn lose(&self, lost: &[Ticket]) -> Vec<Ticket> {
+        let mut void = lost.to_vec();
         let lost: HashSet<Ticket> = lost.iter().copied().collect();
         for held in self.batches.borrow_mut().iter_mut() {
             let kept = held.deliveries.iter().filter(|held| !lost.contains(&held.ticket));
             held.deliveries = Arc::new(kept.cloned().collect());
         }
         self.suspects.borrow_mut().retain(|suspect| !lost.contains(&suspect.delivery.ticket));
+        let also = self.ordered.borrow_mut().lose(&lost);
+        void.extend(also.into_iter().filter(|ticket| !lost.contains(ticket)));
         self.room.notify_one();
+        void
     }
 
     /// Lets go of everything.
     pub fn clear(&self) {
+        self.ordered.borrow_mut().clear();
         self.batches.borrow_mut().clear();
         self.suspects.borrow_mut().clear();
     }

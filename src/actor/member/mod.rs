@@ -6,9 +6,13 @@
 //! it out more often than an honest crash explains. A suspect is delivered alone, and the attempt
 //! is charged before: after `attempts` of these it is a dead letter. It is never guilty for
 //! sharing a batch, nor for a sink that is away.
+//!
+//! In an ordered group a member delivers each shard's events in order ([`ordered`], [`queues`]).
 
 mod deliver;
 mod hand;
+mod ordered;
+mod queues;
 mod suspects;
 
 use std::rc::Rc;
@@ -168,6 +172,7 @@ async fn work(
     }
     let tickets = member.hand.tickets();
     member.reader.release(&tickets).await?;
+    member.reader.leave().await?;
     member.journeys.lost(&tickets, "handed back");
     member.hand.clear();
     Ok(())
@@ -191,7 +196,10 @@ impl Member {
     /// Reads ahead, as far as there is room in the hand.
     async fn fetch(&self) -> Result<()> {
         while !self.stopping() {
-            let room = self.hand.has_room(BATCHES_MAX, self.group.batch);
+            let room = match self.group.ordered {
+                true => self.hand.has_room_in_order(self.group.batch),
+                false => self.hand.has_room(BATCHES_MAX, self.group.batch),
+            };
             if !room {
                 tokio::select! {
                     () = self.hand.room() => {}
@@ -205,7 +213,13 @@ impl Member {
                 self.journeys.begin(&mut batch);
                 self.counts.sizes.observe(batch.len() as f64);
                 self.shared.board.taps.fetched(&self.group.from, &batch);
-                self.hand.push(batch);
+                match self.group.ordered {
+                    true => {
+                        let void = self.hand.push_in_order(batch);
+                        self.journeys.lost(&void, "taken over");
+                    }
+                    false => self.hand.push(batch),
+                }
             }
         }
         Ok(())
@@ -230,9 +244,7 @@ impl Member {
         // acknowledgement under way is about. The next renewal tells them from real losses.
         let acked = acks != self.hand.acks() || self.hand.acking();
         if !lost.is_empty() && !acked {
-            self.shared.board.taken_over(&self.group.name, lost.len());
-            self.journeys.lost(&lost, "taken over");
-            self.hand.lose(&lost);
+            self.let_go(&lost).await?;
         }
         Ok(())
     }

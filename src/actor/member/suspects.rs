@@ -34,7 +34,7 @@ impl Member {
         Ok(())
     }
 
-    async fn probe(&self, suspect: Suspect) -> Result<()> {
+    pub(super) async fn probe(&self, suspect: Suspect) -> Result<()> {
         if suspect.delivery.attempts >= self.group.attempts {
             return self.give_up(suspect).await;
         }
@@ -53,6 +53,9 @@ impl Member {
         }
         let ticket = suspect.delivery.ticket;
         let Some(attempts) = self.reader.charge(ticket).await? else {
+            if self.group.ordered {
+                return self.let_go(&[ticket]).await;
+            }
             self.journeys.lost(&[ticket], "taken over");
             self.hand.clear_suspect(ticket);
             return Ok(());
@@ -62,7 +65,10 @@ impl Member {
         self.hand.update_suspect(suspect.clone());
         let alone = if exclusive { Alone::Exclusive } else { Alone::Yes };
         match self.send(Arc::new(vec![suspect.delivery.clone()]), alone).await {
-            Outcome::Stored(refusals) => match refusals.into_iter().next() {
+            Outcome::Stored(stored) if !stored.fenced.is_empty() => {
+                self.turned_away(suspect.delivery.fence.as_ref().as_slice()).await?;
+            }
+            Outcome::Stored(stored) => match stored.refusals.into_iter().next() {
                 None => {
                     self.stored(&[suspect.delivery]).await?;
                     self.hand.clear_suspect(ticket);
@@ -102,9 +108,16 @@ impl Member {
             let times = suspect.delivery.attempts;
             format!("its delivery alone took its sink or process down, {times} times")
         });
+        if !self.still_owns(suspect.delivery.ticket).await? {
+            return Ok(());
+        }
         let event = &suspect.delivery.event;
         let start_us = now_us();
-        self.reader.bury(&suspect.delivery, &reason).await?;
+        // It is acked by that: a renewal must not take it for lost.
+        self.hand.begin_ack();
+        let buried = self.reader.bury(&suspect.delivery, &reason).await;
+        self.hand.end_ack();
+        buried?;
         self.journeys.buried(&suspect.delivery, &reason, start_us);
         self.counts.dead.inc();
         let target = self.target.component();

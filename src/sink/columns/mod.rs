@@ -124,14 +124,11 @@ impl Mapped {
             },
             Selector::Source => self.name(&event.source),
             Selector::Stream => self.name(&delivery.stream),
-            Selector::Key => match &event.key {
-                Some(key) => self.text(Cow::Borrowed(key)),
-                None => Ok(Datum::Null),
-            },
-            Selector::Trace => match event.trace.as_deref().and_then(|it| it.split('-').nth(1)) {
-                Some(trace) => self.text(Cow::Borrowed(trace)),
-                None => Ok(Datum::Null),
-            },
+            Selector::Key => self.opt_text(event.key.as_deref()),
+            Selector::Kind => self.opt_text(event.kind.as_deref()),
+            Selector::Trace => {
+                self.opt_text(event.trace.as_deref().and_then(|it| it.split('-').nth(1)))
+            }
             // `Mapping` gives every member a slot.
             Selector::Member(_) => Ok(Datum::Null),
         }
@@ -142,6 +139,10 @@ impl Mapped {
             Type::Any | Type::Text => Ok(Datum::Name(name)),
             _ => self.text(Cow::Borrowed(name)),
         }
+    }
+
+    fn opt_text<'a>(&self, text: Option<&'a str>) -> Result<Datum<'a>, String> {
+        text.map_or(Ok(Datum::Null), |text| self.text(Cow::Borrowed(text)))
     }
 
     fn text<'a>(&self, text: Cow<'a, str>) -> Result<Datum<'a>, String> {
@@ -235,9 +236,17 @@ mod tests {
     fn delivery(body: &'static [u8]) -> Delivery {
         let id = EventId::hashed(&[body]);
         let mut event = Event::new(id, Bytes::from_static(body), Arc::from("input"), 1_000_000);
+        event.kind = Some("paid".into());
         event.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
         let ticket = Ticket { shard: 0, hold: 0, offset: 0 };
-        Delivery { event, stream: Arc::from("lines"), ticket, deliveries: 1, attempts: 0 }
+        Delivery {
+            event,
+            stream: Arc::from("lines"),
+            ticket,
+            deliveries: 1,
+            attempts: 0,
+            fence: None,
+        }
     }
 
     fn mapped(name: &str, from: &str, ty: &str) -> Mapped {
@@ -260,6 +269,7 @@ mod tests {
             mapped("stream", "@stream", ""),
             mapped("trace", "@trace", "text"),
             mapped("key", "@key", "text"),
+            mapped("type", "@type", "text"),
             mapped("time", "@time", "timestamptz"),
         ]);
         let delivery = delivery(br#"{"user":{"n":"42"}}"#);
@@ -273,6 +283,7 @@ mod tests {
             Datum::Name(&delivery.stream),
             Datum::Text("4bf92f3577b34da6a3ce929d0e0e4736".into()),
             Datum::Null,
+            Datum::Text("paid".into()),
             Datum::Time(1_000_000),
         ];
         assert_eq!(row, expected);

@@ -6,6 +6,7 @@
 mod array;
 mod catalogue;
 mod number;
+mod ordered;
 mod plan;
 mod query;
 mod rows;
@@ -22,9 +23,9 @@ use futures_util::future::BoxFuture;
 
 use super::columns::Type;
 use super::table::{self, Config, Dialect};
-use super::{Capabilities, Kind, Sink, SinkSpec};
+use super::{Capabilities, Kind, Sink, SinkSpec, fence};
 use crate::client::postgres::{Server, Session, check_name, quote};
-use crate::event::{Delivery, Refusal};
+use crate::event::{Delivery, Refusal, Stored};
 use crate::spec::{Complaint, Default, Key, Site, Ty, Values, text as shown};
 use plan::Plan;
 use rows::Buffer;
@@ -35,7 +36,7 @@ pub static KIND: Kind = Kind {
     doc: "Rows of a table in a PostgreSQL database, each event exactly once.",
     system: Some("postgresql"),
     keys: KEYS,
-    capabilities: Capabilities { idempotent: Ok(()), fencing: false },
+    capabilities: Capabilities { idempotent: Ok(()), fencing: true },
     check,
     claims: |values| Some(place(values)),
     place,
@@ -74,7 +75,7 @@ static KEYS: &[Key] = &[
              `inserted_at`",
         ),
         doc: "What goes into which column: a member of the JSON body (`number = \"number\"`, \
-              dotted for nested ones), or `@body @id @time @source @stream @key @trace`; \
+              dotted for nested ones), or `@body @id @time @source @stream @key @type @trace`; \
               `{ from = \"number\", type = \"bigint\" }` names the type a column is created with \
               (without: `text`, `uuid` for `@id`, `timestamptz` for `@time`). An existing table's \
               columns have the types they have. A missing member is NULL, or the column's default \
@@ -151,9 +152,9 @@ fn check(values: &Values) -> Vec<Complaint> {
         complain("url", format!("{error} (postgres://USER:PASSWORD@HOST:PORT/DATABASE)"));
     }
     match Name::parse(values.str("table")) {
-        Ok(name) if name.table == plan::SEEN => complain(
+        Ok(name) if [plan::SEEN, fence::TABLE].contains(&&*name.table) => complain(
             "table",
-            format!("`{}` is a table of aqueduct's own (name another)", plan::SEEN),
+            format!("`{}` is a table of aqueduct's own (name another)", name.table),
         ),
         Ok(_) => {}
         Err(error) => complain("table", error.to_string()),
@@ -219,12 +220,18 @@ struct Table {
     session: Option<Session>,
     buffer: Buffer,
     caution: write::Caution,
+    /// The table of fences is there.
+    fences: bool,
 }
 
 #[async_trait]
 impl Sink for Table {
     async fn store(&mut self, batch: &[&Delivery]) -> Result<Vec<Refusal>> {
         write::store(self, batch).await
+    }
+
+    async fn store_ordered(&mut self, batch: &[&Delivery]) -> Result<Stored> {
+        ordered::store(self, batch).await
     }
 
     async fn check(&mut self) -> Result<()> {
@@ -253,7 +260,7 @@ impl Table {
         };
         let plan = server.watch(pid, open).await??;
         let (buffer, caution) = (Buffer::default(), write::Caution::default());
-        Ok(Self { server, plan, session: Some(session), buffer, caution })
+        Ok(Self { server, plan, session: Some(session), buffer, caution, fences: false })
     }
 }
 

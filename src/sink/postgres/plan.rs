@@ -135,6 +135,7 @@ impl Plan {
             ),
             Some(id) => (
                 format!("SELECT {list} FROM {STAGE} ORDER BY aqueduct_row"),
+                // invariant: stored-once
                 format!("ON CONFLICT ({}) DO NOTHING", quote(&columns[id].name)),
             ),
             None => (format!("SELECT {list} FROM {STAGE} ORDER BY aqueduct_row"), String::new()),
@@ -192,22 +193,34 @@ impl Plan {
     }
 
     async fn create_seen(&self, server: &Server, connection: &mut PgConnection) -> Result<()> {
-        let seen = self.seen();
-        // Who may not create tables may use the one that is there.
-        let there = sqlx::query("SELECT to_regclass($1) IS NOT NULL").persistent(false).bind(&seen);
-        let there = there.fetch_one(&mut *connection).await.and_then(|row| row.try_get(0));
-        if there.map_err(|error| server.explain(&error))? {
-            return Ok(());
-        }
-        let create = format!(
-            "CREATE TABLE IF NOT EXISTS {seen} (
+        let columns = "(
                 table_name text NOT NULL,
                 event_id uuid NOT NULL,
                 seen_at timestamptz NOT NULL DEFAULT now(),
                 PRIMARY KEY (table_name, event_id)
-            );
-            CREATE INDEX IF NOT EXISTS aqueduct_seen_at ON {seen} (table_name, seen_at)"
-        );
+            )";
+        let seen = self.seen();
+        let index =
+            format!("CREATE INDEX IF NOT EXISTS aqueduct_seen_at ON {seen} (table_name, seen_at)");
+        self.create_beside(server, connection, &seen, columns, &index).await
+    }
+
+    /// Creates a table of our own, unless it is there.
+    pub(super) async fn create_beside(
+        &self,
+        server: &Server,
+        connection: &mut PgConnection,
+        table: &str,
+        columns: &str,
+        index: &str,
+    ) -> Result<()> {
+        // Who may not create tables may use the one that is there.
+        let there = sqlx::query("SELECT to_regclass($1) IS NOT NULL").persistent(false).bind(table);
+        let there = there.fetch_one(&mut *connection).await.and_then(|row| row.try_get(0));
+        if there.map_err(|error| server.explain(&error))? {
+            return Ok(());
+        }
+        let create = format!("CREATE TABLE IF NOT EXISTS {table} {columns}; {index}");
         catalogue::execute(server, connection, create).await
     }
 

@@ -37,14 +37,16 @@ pub(super) struct Rows {
 }
 
 /// Reads a batch into rows: in the order of their ids where those are a column, so that an index
-/// on it is met in its order and writers of the same events wait for each other in turn.
+/// on it is met in its order and writers of the same events wait for each other in turn; unless
+/// they are `ordered`.
 pub(super) fn read(
     plan: &Plan,
     batch: &[&Delivery],
     buffer: &mut Buffer,
     refusals: &mut Vec<Refusal>,
+    ordered: bool,
 ) -> Rows {
-    let (order, twins) = order(batch, plan.id.is_some());
+    let (order, twins) = order(batch, plan.id.is_some() && !ordered);
     let mut rows = Rows { twins, ..Rows::default() };
     let bytes = &mut buffer.bytes;
     bytes.clear();

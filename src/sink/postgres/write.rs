@@ -19,7 +19,7 @@ use crate::event::{Delivery, Refusal};
 /// For how many batches without a duplicate the ids are looked up first, after one with.
 const WARY_BATCHES: u32 = 16;
 /// How often a transaction is tried again that was in conflict with another.
-const CONFLICTS_MAX: u32 = 5;
+pub(super) const CONFLICTS_MAX: u32 = 5;
 /// The wait before the first of these; it grows by itself.
 const CONFLICT_WAIT: Duration = Duration::from_millis(20);
 /// Bytes handed to the socket at once.
@@ -30,36 +30,35 @@ const UNIQUE_VIOLATION: &str = "23505";
 #[derive(Default)]
 pub(super) struct Caution {
     /// For how many batches duplicates are expected.
-    wary: u32,
+    pub(super) wary: u32,
     pruning: Pruning,
 }
 
+impl Table {
+    /// The connection, to be put back when all is well.
+    pub(super) async fn live(&mut self) -> Result<Session> {
+        let Self { server, plan, session, .. } = self;
+        match session.take() {
+            Some(mut live) => {
+                live.refresh(server).await?;
+                Ok(live)
+            }
+            None => {
+                let mut live = server.connect().await?;
+                plan.equip(server, &mut live).await?;
+                Ok(live)
+            }
+        }
+    }
+}
+
 pub(super) async fn store(table: &mut Table, batch: &[&Delivery]) -> Result<Vec<Refusal>> {
-    let Table { server, plan, session, buffer, caution } = table;
-    let mut live = match session.take() {
-        Some(mut live) => {
-            live.refresh(server).await?;
-            live
-        }
-        None => {
-            let mut live = server.connect().await?;
-            plan.equip(server, &mut live).await?;
-            live
-        }
-    };
+    let mut live = table.live().await?;
+    let Table { server, plan, session, buffer, caution, .. } = table;
     let mut refusals = Vec::new();
-    let rows = rows::read(plan, batch, buffer, &mut refusals);
+    let rows = rows::read(plan, batch, buffer, &mut refusals, false);
     let pid = live.pid();
-    let mut writer = Writer {
-        server,
-        plan,
-        session: &mut live,
-        buffer,
-        rows: &rows,
-        caution,
-        duplicates: false,
-        refusals: &mut refusals,
-    };
+    let mut writer = Writer::new(server, plan, &mut live, buffer, &rows, caution, &mut refusals);
     server.watch(pid, writer.write()).await??;
     *session = Some(live);
     for (twin, first) in &rows.twins {
@@ -72,7 +71,7 @@ pub(super) async fn store(table: &mut Table, batch: &[&Delivery]) -> Result<Vec<
 }
 
 /// Why some rows are not stored. Nothing is, then.
-enum Fault {
+pub(super) enum Fault {
     /// Some are stored already: these are not, as far as is known.
     Duplicates(Vec<usize>),
     /// One will not do: the one at this place, if that is known.
@@ -84,23 +83,42 @@ enum Fault {
 }
 
 /// Rows that go by one statement.
-struct Part {
-    mask: u64,
-    rows: Vec<usize>,
+pub(super) struct Part {
+    pub(super) mask: u64,
+    pub(super) rows: Vec<usize>,
     /// Their ids are looked up first.
-    wary: bool,
+    pub(super) wary: bool,
 }
 
 /// One batch on its way.
-struct Writer<'w> {
-    server: &'w Server,
-    plan: &'w Plan,
-    session: &'w mut Session,
-    buffer: &'w mut Buffer,
-    rows: &'w Rows,
-    caution: &'w mut Caution,
-    duplicates: bool,
+pub(super) struct Writer<'w> {
+    pub(super) server: &'w Server,
+    pub(super) plan: &'w Plan,
+    pub(super) session: &'w mut Session,
+    pub(super) buffer: &'w mut Buffer,
+    pub(super) rows: &'w Rows,
+    pub(super) caution: &'w mut Caution,
+    pub(super) duplicates: bool,
     refusals: &'w mut Vec<Refusal>,
+}
+
+impl<'w> Writer<'w> {
+    pub(super) fn new(
+        server: &'w Server,
+        plan: &'w Plan,
+        session: &'w mut Session,
+        buffer: &'w mut Buffer,
+        rows: &'w Rows,
+        caution: &'w mut Caution,
+        refusals: &'w mut Vec<Refusal>,
+    ) -> Self {
+        Self { server, plan, session, buffer, rows, caution, duplicates: false, refusals }
+    }
+}
+
+/// The wait before a transaction is tried once more.
+pub(super) async fn conflict_wait(conflicts: u32) {
+    tokio::time::sleep(CONFLICT_WAIT.mul_f64(f64::from(conflicts) * fastrand::f64())).await;
 }
 
 impl Writer<'_> {
@@ -125,15 +143,17 @@ impl Writer<'_> {
                 }
                 Err(Fault::Conflict(_)) => {
                     conflicts += 1;
-                    tokio::time::sleep(
-                        CONFLICT_WAIT.mul_f64(f64::from(conflicts) * fastrand::f64()),
-                    )
-                    .await;
+                    conflict_wait(conflicts).await;
                     todo.push(part);
                 }
                 Err(Fault::Trouble(error)) => return Err(error),
             }
         }
+        self.learn().await
+    }
+
+    /// What the batch teaches for the next ones; and what it made room for is dropped.
+    pub(super) async fn learn(&mut self) -> Result<()> {
         self.caution.wary = match self.duplicates {
             true => WARY_BATCHES,
             false => self.caution.wary.saturating_sub(1),
@@ -219,7 +239,11 @@ impl Writer<'_> {
     }
 
     /// Those of the rows whose ids the table does not have.
-    async fn unstored(&mut self, which: &[usize], id: usize) -> Result<Vec<usize>, Fault> {
+    pub(super) async fn unstored(
+        &mut self,
+        which: &[usize],
+        id: usize,
+    ) -> Result<Vec<usize>, Fault> {
         let ids = self.rows.ids_text(which);
         let ask = sqlx::query_scalar::<_, i64>(AssertSqlSafe(self.plan.ask(id))).bind(ids);
         let found =
@@ -235,7 +259,7 @@ impl Writer<'_> {
     }
 
     /// Within a transaction: the ids that are kept beside the table, and the rows that are new.
-    async fn store_within(&mut self, part: &Part) -> Result<(), Fault> {
+    pub(super) async fn store_within(&mut self, part: &Part) -> Result<(), Fault> {
         let rest;
         let mut which = &part.rows;
         if self.plan.id.is_none() {
@@ -290,7 +314,11 @@ impl Writer<'_> {
     }
 
     /// Sends rows. The inner error is the server's, of what they hold.
-    async fn copy(&mut self, mask: u64, which: &[usize]) -> Result<sqlx::Result<()>, Fault> {
+    pub(super) async fn copy(
+        &mut self,
+        mask: u64,
+        which: &[usize],
+    ) -> Result<sqlx::Result<()>, Fault> {
         let data = self.rows.data(which, self.plan.binary, self.buffer);
         match copy(self.session, &self.plan.copy(mask).0, data).await {
             Ok(done) => Ok(done),
@@ -298,7 +326,7 @@ impl Writer<'_> {
         }
     }
 
-    async fn run(&mut self, sql: &'static str) -> Result<(), Fault> {
+    pub(super) async fn run(&mut self, sql: &'static str) -> Result<(), Fault> {
         match sqlx::raw_sql(sql).execute(&mut **self.session).await {
             Ok(_) => Ok(()),
             // What is looked at only on commit.
@@ -310,7 +338,7 @@ impl Writer<'_> {
     }
 
     /// What an error means for the rows that were sent.
-    fn fault(&self, error: sqlx::Error, part: &Part, which: &[usize]) -> Fault {
+    pub(super) fn fault(&self, error: sqlx::Error, part: &Part, which: &[usize]) -> Fault {
         if is_trouble(&error) {
             return self.trouble(error);
         }
@@ -319,7 +347,7 @@ impl Writer<'_> {
         Fault::Row(at, self.refused(&error))
     }
 
-    fn trouble(&self, error: sqlx::Error) -> Fault {
+    pub(super) fn trouble(&self, error: sqlx::Error) -> Fault {
         match is_conflict(&error) {
             true => Fault::Conflict(error),
             false => Fault::Trouble(self.server.explain(&error)),

@@ -1,6 +1,7 @@
 //! `sqlite`: rows of a table in a SQLite database, each event once.
 
 mod layout;
+mod ordered;
 mod plan;
 mod query;
 mod write;
@@ -14,8 +15,8 @@ use futures_util::future::BoxFuture;
 use super::columns::Type;
 use super::database::{Database, trouble};
 use super::table::{self, Config, Dialect, Layout};
-use super::{Capabilities, Kind, Sink, SinkSpec};
-use crate::event::{Delivery, Refusal};
+use super::{Capabilities, Kind, Sink, SinkSpec, fence};
+use crate::event::{Delivery, Refusal, Stored};
 use crate::spec::{Complaint, Default, Key, Site, Ty, Values};
 use plan::Plan;
 
@@ -25,7 +26,7 @@ pub static KIND: Kind = Kind {
     doc: "Rows of a table in a SQLite database, each event exactly once.",
     system: Some("sqlite"),
     keys: KEYS,
-    capabilities: Capabilities { idempotent: Ok(()), fencing: false },
+    capabilities: Capabilities { idempotent: Ok(()), fencing: true },
     check,
     claims: |values| {
         let path = plain(Path::new(values.str("path")));
@@ -58,7 +59,7 @@ static KEYS: &[Key] = &[
              one that is not UTF-8 as a BLOB) and `inserted_at`",
         ),
         doc: "What goes into which column: a member of the JSON body (`number = \"number\"`, \
-              dotted for nested ones), or `@body @id @time @source @stream @key @trace`; \
+              dotted for nested ones), or `@body @id @time @source @stream @key @type @trace`; \
               `{ from = \"number\", type = \"bigint\" }` names the type. A member without a type \
               is kept as it is, times as RFC 3339 text. A missing member is NULL.",
     },
@@ -83,7 +84,7 @@ static DIALECT: Dialect = Dialect {
 fn check(values: &Values) -> Vec<Complaint> {
     let mut complaints = Vec::new();
     let table = values.str("table").to_lowercase();
-    if table.starts_with("sqlite_") || table == "aqueduct_seen" {
+    if table.starts_with("sqlite_") || is_ours(&table) {
         let message = format!("`{table}` is a table of {}'s own (name another)", owner(&table));
         complaints.push(Complaint { key: "table", message });
     }
@@ -92,7 +93,11 @@ fn check(values: &Values) -> Vec<Complaint> {
 }
 
 fn owner(table: &str) -> &'static str {
-    if table == "aqueduct_seen" { "aqueduct" } else { "SQLite" }
+    if is_ours(table) { "aqueduct" } else { "SQLite" }
+}
+
+fn is_ours(table: &str) -> bool {
+    table == "aqueduct_seen" || table == fence::TABLE
 }
 
 /// The path without `.` in it, so that two ways to write it compare equal.
@@ -113,6 +118,8 @@ struct Table {
     config: Config,
     plan: Plan,
     database: Database,
+    /// The table of fences is there.
+    fences: bool,
 }
 
 #[async_trait]
@@ -120,6 +127,15 @@ impl Sink for Table {
     async fn store(&mut self, batch: &[&Delivery]) -> Result<Vec<Refusal>> {
         self.database.check_there()?;
         write::store(self, batch).await
+    }
+
+    async fn store_ordered(&mut self, batch: &[&Delivery]) -> Result<Stored> {
+        self.database.check_there()?;
+        if !self.fences {
+            execute(&mut self.database, ordered::FENCES).await?;
+            self.fences = true;
+        }
+        ordered::store(self, batch).await
     }
 }
 
@@ -140,7 +156,7 @@ impl Table {
         if plan.known == plan::Known::BySeen {
             execute(&mut database, SEEN).await?;
         }
-        Ok(Self { config, plan, database })
+        Ok(Self { config, plan, database, fences: false })
     }
 }
 

@@ -51,6 +51,7 @@ impl Plan {
         let known = if id.is_some() { Known::ByColumn } else { Known::BySeen };
         let conflict = match id {
             _ if !key.is_empty() => on_key(&columns, &key),
+            // invariant: stored-once
             Some(id) => format!(" ON CONFLICT ({}) DO NOTHING", quote(&columns[id].name)),
             None => String::new(),
         };

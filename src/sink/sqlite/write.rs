@@ -17,18 +17,18 @@ use crate::sink::database::{Database, add, code, primary, says, statement, troub
 use crate::sink::table::Config;
 
 /// The events of a batch that fit the columns, as rows.
-struct Rows<'a> {
+pub(super) struct Rows<'a> {
     width: usize,
     /// Which event of the batch each row is.
-    index: Vec<usize>,
+    pub(super) index: Vec<usize>,
     ids: Vec<EventId>,
     values: Vec<Datum<'a>>,
 }
 
 /// How a transaction ended.
-enum End {
+pub(super) enum End<T = Vec<Refusal>> {
     /// It is durable; these events are not in it.
-    Committed(Vec<Refusal>),
+    Committed(T),
     /// The database undid all of it, for this reason: a row's fault, but nobody knows which.
     Undone(String),
 }
@@ -62,14 +62,18 @@ async fn singly(table: &mut Table, rows: &Rows<'_>, which: &[usize]) -> Result<V
 
 impl Table {
     /// A connection that knows of no transaction.
-    async fn reconnect(&mut self) -> Result<()> {
+    pub(super) async fn reconnect(&mut self) -> Result<()> {
         let path = self.database.path().to_owned();
         self.database = Database::open(&path).await?;
         Ok(())
     }
 }
 
-fn read<'a>(plan: &Plan, batch: &[&'a Delivery], refusals: &mut Vec<Refusal>) -> Rows<'a> {
+pub(super) fn read<'a>(
+    plan: &Plan,
+    batch: &[&'a Delivery],
+    refusals: &mut Vec<Refusal>,
+) -> Rows<'a> {
     let width = plan.mapping.columns().len();
     let mut rows = Rows {
         width,
@@ -101,7 +105,7 @@ fn read<'a>(plan: &Plan, batch: &[&'a Delivery], refusals: &mut Vec<Refusal>) ->
 
 /// Stores these rows in one transaction, without those that the database refuses.
 async fn transact(table: &mut Table, rows: &Rows<'_>, which: &[usize]) -> Result<End> {
-    let Table { config, plan, database } = table;
+    let Table { config, plan, database, .. } = table;
     let path = database.path().to_owned();
     let mut refusals = Vec::new();
     let mut transaction = database.begin().await?;
@@ -138,27 +142,27 @@ async fn transact(table: &mut Table, rows: &Rows<'_>, which: &[usize]) -> Result
     }
 }
 
-fn halves(range: Range<usize>) -> Option<(Range<usize>, Range<usize>)> {
+pub(super) fn halves(range: Range<usize>) -> Option<(Range<usize>, Range<usize>)> {
     let middle = range.start + range.len() / 2;
     (range.len() > 1).then_some((range.start..middle, middle..range.end))
 }
 
-fn refused(config: &Config, error: &sqlx::Error) -> String {
+pub(super) fn refused(config: &Config, error: &sqlx::Error) -> String {
     format!("table `{}` refuses the row: {}", config.table, says(error))
 }
 
 /// One transaction's view.
-struct Hand<'h, 't, 'a> {
-    config: &'h Config,
-    plan: &'h Plan,
-    rows: &'h Rows<'a>,
-    path: &'h Path,
-    transaction: &'h mut Transaction<'t, Sqlite>,
+pub(super) struct Hand<'h, 't, 'a> {
+    pub(super) config: &'h Config,
+    pub(super) plan: &'h Plan,
+    pub(super) rows: &'h Rows<'a>,
+    pub(super) path: &'h Path,
+    pub(super) transaction: &'h mut Transaction<'t, Sqlite>,
 }
 
 impl Hand<'_, '_, '_> {
     /// Inserts a block of rows. Answers why not, when a row of it is at fault.
-    async fn insert(&mut self, which: &[usize]) -> Result<Option<String>> {
+    pub(super) async fn insert(&mut self, which: &[usize]) -> Result<Option<String>> {
         let sql = self.plan.statement(which.len());
         let arguments = self.arguments(which)?;
         match statement(sql, arguments).execute(&mut **self.transaction).await {
@@ -204,13 +208,13 @@ impl Hand<'_, '_, '_> {
     }
 
     /// Back to before the block that failed. `false`: the whole transaction is gone.
-    async fn step_back(&mut self) -> bool {
+    pub(super) async fn step_back(&mut self) -> bool {
         let back = sqlx::raw_sql("ROLLBACK TO block; RELEASE block");
         back.execute(&mut **self.transaction).await.is_ok()
     }
 
     /// Those of `which` that were not stored before; of an id that is there twice, the first.
-    async fn unseen(&mut self, which: &[usize]) -> Result<Vec<usize>> {
+    pub(super) async fn unseen(&mut self, which: &[usize]) -> Result<Vec<usize>> {
         let mut seen: HashSet<EventId> = HashSet::new();
         let mut rest = which;
         while !rest.is_empty() {
@@ -236,7 +240,7 @@ impl Hand<'_, '_, '_> {
     }
 
     /// Drops ids past their time: more than were added, so that they get fewer.
-    async fn forget_expired(&mut self, added: usize) -> Result<()> {
+    pub(super) async fn forget_expired(&mut self, added: usize) -> Result<()> {
         let mut arguments = SqliteArguments::default();
         add(&mut arguments, now_us())?;
         add(&mut arguments, 100 + 2 * added as i64)?;

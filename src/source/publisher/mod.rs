@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use serde_json::Value as Json;
 use tokio::time::Instant;
 
-use self::numbers::{INSTANCES_MAX, Part, Sent};
+use self::numbers::{INSTANCES_MAX, Part, ROUNDS_MAX, Rounds, Sent};
 use self::pace::Pace;
 use self::trigger::Triggered;
 use super::template::{self, Maker, Template};
@@ -38,8 +38,8 @@ pub static KIND: Kind = Kind {
                 r#"{ message = "Message #{n}", type = "test", timestamp = "{now}" }"#,
             ),
             doc: "What an event says: a string, or a table sent as a JSON object. Placeholders: \
-                  {n}, {now} (RFC 3339), {source}, {instance} (from 1), {uuid}, {random:1..100} \
-                  (both ends included). A string in a table that is one placeholder alone keeps \
+                  {n}, {round} (from 1), {now} (RFC 3339), {source}, {instance} (from 1), {uuid}, \
+                  {random:1..100} (both ends included). A string in a table that is one placeholder alone keeps \
                   its JSON type; other braces are text.",
         },
         Key {
@@ -48,6 +48,14 @@ pub static KIND: Kind = Kind {
             default: Default::Absent,
             doc: "The numbers to send, both ends included, each once. Absent: from 1 without \
                   end, going on after a restart where it was.",
+        },
+        Key {
+            name: "rounds",
+            ty: Ty::Int(1, ROUNDS_MAX as i64),
+            default: Default::Toml("1"),
+            doc: "How often the whole of n is sent, one round after the other, each time as new \
+                  events. Raised later, the rounds that are more are sent. Not with trigger, \
+                  where each request is a round.",
         },
         Key {
             name: "instances",
@@ -96,6 +104,10 @@ fn open(spec: &SourceSpec, site: &Site, instance: u64) -> Result<Box<dyn Source>
     })
 }
 
+fn rounds(values: &Values) -> u64 {
+    values.uint("rounds").max(1)
+}
+
 fn instances(values: &Values) -> u64 {
     values.uint("instances").max(1)
 }
@@ -125,6 +137,14 @@ fn check(values: &Values) -> Vec<Complaint> {
             complain("instances", message);
         }
     }
+    if rounds(values) > 1 && values.get("trigger").is_some() {
+        let message = "each request is a round of its own (leave rounds or trigger out)".to_owned();
+        complain("rounds", message);
+    } else if rounds(values) > 1 && values.get("n").is_none() {
+        let message = "numbers without an end have no rounds (give it a range, such as n = \
+                       \"1..50\")";
+        complain("rounds", message.to_owned());
+    }
     if values.get("trigger").is_some() && values.get("n").is_none() {
         let message = "has no range to send (give it one, such as n = \"1..50\")".to_owned();
         complain("trigger", message);
@@ -146,15 +166,34 @@ pub fn message(kind: &str, n: u64) -> Bytes {
     Bytes::from(body.to_string())
 }
 
+/// What the events of a round are counted in. There is one run of a source that nothing triggers,
+/// and its later rounds.
+fn run_of(origin: &str, round: u64) -> Origin {
+    match round {
+        1 => Origin::new(Sequence::Count, &[b"publisher", origin.as_bytes(), b"0"]),
+        _ => {
+            let parts = [b"publisher", origin.as_bytes(), b"round", &round.to_be_bytes()];
+            Origin::new(Sequence::Count, &parts)
+        }
+    }
+}
+
 /// One instance of a publisher.
 struct Publisher {
     source: Arc<str>,
     template: Template,
+    /// What its ids are filed under, by rounds.
+    name: String,
     origin: Origin,
     guard: u64,
     part: Part,
+    /// The one that is being sent, from 1.
+    round: u64,
+    rounds: u64,
     slot: String,
-    /// What the stream holds of all parts, as of the last `seek`.
+    /// What the stream holds of later rounds, as of the last `seek`.
+    later: Rounds,
+    /// What it holds of all parts in this round.
     sent: Sent,
     /// The next number to send; past the part's end when all were sent.
     next: u64,
@@ -183,10 +222,13 @@ impl Publisher {
         Self {
             source: spec.name.clone(),
             template,
-            // There is one run of a source that nothing triggers.
-            origin: Origin::new(Sequence::Count, &[b"publisher", origin, b"0"]),
+            name: spec.origin.clone(),
+            origin: run_of(&spec.origin, 1),
             guard: hash(origin),
-            slot: part.slot(),
+            round: 1,
+            rounds: rounds(values),
+            slot: part.slot(1),
+            later: Rounds::default(),
             next: part.first,
             part,
             sent: Sent::default(),
@@ -204,9 +246,29 @@ impl Publisher {
         }
     }
 
-    /// Whether all was sent.
+    /// Whether all of the round was sent.
     fn is_spent(&self) -> bool {
         self.next >= self.part.end
+    }
+
+    /// Goes to a round, and to what the stream holds of it.
+    fn enter(&mut self, round: u64) {
+        let stored = self.later.take(round);
+        self.round = round;
+        self.origin = run_of(&self.name, round);
+        self.slot = self.part.slot(round);
+        self.stands =
+            stored.iter().find(|(name, _)| *name == self.slot).map(|(_, place)| place.clone());
+        self.sent = Sent::read(&stored);
+        let from = self.stands.as_ref().map_or(self.part.first, |place| place.order);
+        self.next = self.sent.pass_over(&self.part, self.part.at_least(from));
+    }
+
+    /// Goes to the first round of which something is left; stays in the last one.
+    fn go_on(&mut self) {
+        while self.is_spent() && self.round < self.rounds {
+            self.enter(self.round + 1);
+        }
     }
 
     /// The events that are due, if any are.
@@ -245,7 +307,7 @@ impl Publisher {
             BytesMut::with_capacity(len_max.saturating_mul(count).min(BATCH_BYTES + len_max));
         let mut bytes = 0;
         while events.len() < count && bytes < BATCH_BYTES && self.next < self.part.end {
-            self.template.render(self.next, &now, &mut buffer);
+            self.template.render(self.next, self.round, &now, &mut buffer);
             bytes += buffer.len();
             let id = EventId::new(self.origin, self.next, self.guard);
             let body = buffer.split().freeze();
@@ -259,15 +321,14 @@ impl Publisher {
 #[async_trait]
 impl Source for Publisher {
     async fn seek(&mut self, stored: &[Slot]) -> Result<()> {
-        self.stands =
-            stored.iter().find(|(name, _)| *name == self.slot).map(|(_, place)| place.clone());
-        self.sent = Sent::read(stored);
-        let from = self.stands.as_ref().map_or(self.part.first, |place| place.order);
-        self.next = self.sent.pass_over(&self.part, self.part.at_least(from));
+        self.later = Rounds::read(stored);
+        self.enter(1);
+        self.go_on();
         Ok(())
     }
 
     async fn next(&mut self) -> Result<Pull> {
+        self.go_on();
         if self.is_spent() {
             return Ok(Pull::Spent);
         }

@@ -5,7 +5,10 @@
 //! 12 and so on without end. So whatever `n` and `instances` were when a number was sent, the
 //! checkpoint still tells that it was: after an edit of either, an instance passes over the
 //! numbers that some part counts as sent, and sends the others. None is skipped and none is sent
-//! twice. Parts of former editions stay in the checkpoint for that, a few bytes each.
+//! twice. Parts of former editions stay in the checkpoint for that, a few bytes each. Rounds after
+//! the first have parts of their own: `1..10#2` is of the second.
+
+use std::collections::BTreeMap;
 
 use crate::event::SEQUENCE_MAX;
 use crate::source::Slot;
@@ -20,6 +23,9 @@ pub(super) struct Part {
 
 /// The most instances a publisher can have.
 pub(super) const INSTANCES_MAX: u64 = 1024;
+
+/// The most rounds it can send: each has slots of its own in the checkpoint.
+pub(super) const ROUNDS_MAX: u64 = 10_000;
 
 /// Past the last number that an id has room for.
 const END_MAX: u64 = SEQUENCE_MAX + 1;
@@ -41,14 +47,16 @@ impl Part {
     }
 
     /// Its name in the checkpoint.
-    pub fn slot(&self) -> String {
-        match self.end {
+    pub fn slot(&self, round: u64) -> String {
+        let numbers = match self.end {
             END_MAX => format!("{}..+{}", self.first, self.step),
             end => format!("{}..{}", self.first, end.saturating_sub(1)),
-        }
+        };
+        if round == 1 { numbers } else { format!("{numbers}#{round}") }
     }
 
     fn from_slot(name: &str) -> Option<Self> {
+        let (name, _) = in_round(name);
         let (first, rest) = name.split_once("..")?;
         let first = first.parse().ok()?;
         let (end, step) = match rest.strip_prefix('+') {
@@ -74,7 +82,33 @@ impl Part {
     }
 }
 
-/// The numbers that the stream has.
+/// A slot's name without its round, and that: from 1.
+fn in_round(name: &str) -> (&str, u64) {
+    let split = name.split_once('#');
+    split.map_or((name, 1), |(numbers, round)| (numbers, round.parse().unwrap_or(0)))
+}
+
+/// What the stream's checkpoint tells, by rounds.
+#[derive(Debug, Default)]
+pub(super) struct Rounds(BTreeMap<u64, Vec<Slot>>);
+
+impl Rounds {
+    /// What the stream's checkpoint tells.
+    pub fn read(stored: &[Slot]) -> Self {
+        let mut rounds: BTreeMap<u64, Vec<Slot>> = BTreeMap::new();
+        for slot in stored {
+            rounds.entry(in_round(&slot.0).1).or_default().push(slot.clone());
+        }
+        Self(rounds)
+    }
+
+    /// What it tells of one round, which is then gone from here.
+    pub fn take(&mut self, round: u64) -> Vec<Slot> {
+        self.0.remove(&round).unwrap_or_default()
+    }
+}
+
+/// The numbers that the stream has, of one round.
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     /// Parts, ended where they were sent to; those without gaps first.
@@ -137,7 +171,7 @@ mod tests {
     #[test]
     fn a_range_is_split_evenly_and_in_order() {
         let bounds = |range, instances| {
-            let parts = (1..=instances).map(|n| Part::of(Some(range), instances, n).slot());
+            let parts = (1..=instances).map(|n| Part::of(Some(range), instances, n).slot(1));
             parts.collect::<Vec<_>>().join(" ")
         };
         assert_eq!(bounds((1, 50), 5), "1..10 11..20 21..30 31..40 41..50");
@@ -148,7 +182,7 @@ mod tests {
     #[test]
     fn without_a_range_the_instances_take_turns() {
         let part = Part::of(None, 3, 2);
-        assert_eq!((part.slot().as_str(), part.first, part.at_least(3)), ("2..+3", 2, 5));
+        assert_eq!((part.slot(1).as_str(), part.first, part.at_least(3)), ("2..+3", 2, 5));
         assert_eq!((part.at_least(0), part.at_least(5), part.at_least(6)), (2, 5, 8));
     }
 
@@ -195,7 +229,9 @@ mod tests {
             for range in [Some((first, first + count - 1)), None] {
                 let part = Part::of(range, k, n % k + 1);
                 if part.first < part.end {
-                    prop_assert_eq!(Part::from_slot(&part.slot()), Some(part));
+                    prop_assert_eq!(Part::from_slot(&part.slot(1)), Some(part));
+                    prop_assert_eq!(Part::from_slot(&part.slot(n + 2)), Some(part));
+                    prop_assert_eq!(in_round(&part.slot(n + 2)).1, n + 2);
                 }
             }
         }

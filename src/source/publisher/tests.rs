@@ -33,8 +33,12 @@ fn open(values: Values, instance: u64) -> Box<dyn Source> {
         counter: None,
         values,
     };
-    let site =
-        Site { data_dir: PathBuf::from("data"), instance: "i".to_owned(), until_idle: false };
+    let site = Site {
+        data_dir: PathBuf::from("data"),
+        instance: "i".to_owned(),
+        until_idle: false,
+        runs: true,
+    };
     (KIND.open)(&spec, &site, instance).unwrap()
 }
 
@@ -97,6 +101,45 @@ fn a_range_is_sent_once_and_by_each_instance_its_share() {
     assert!(batch(&mut again).is_none());
     now(again.seek(&[])).unwrap();
     assert_eq!(batch(&mut again).unwrap().events[0].id.sequence(), 1335, "an empty stream");
+}
+
+fn in_rounds(rounds: i64, instances: u64) -> Values {
+    let mut values = layout(Some((1, 2500)), instances);
+    values.set("rounds", Value::Int(rounds));
+    values.set("body", Value::Str("{round}/{n}".to_owned()));
+    values
+}
+
+#[test]
+fn every_round_is_sent_once_however_often_it_is_killed_and_more_are_sent_when_asked_for() {
+    let (mut stream, mut sent, mut ids) = (Stream::default(), Vec::new(), Vec::new());
+    for (rounds, instances, lives) in [(2, 2, 3), (4, 3, 9), (4, 2, 1)] {
+        for life in 1..=lives {
+            for instance in 1..=instances {
+                let mut source = open(in_rounds(rounds, instances), instance);
+                now(source.seek(&stream.stored())).unwrap();
+                let batches = std::iter::from_fn(|| batch(&mut source));
+                for batch in batches.take(if life == lives { usize::MAX } else { 2 }) {
+                    assert!(stream.append(&batch));
+                    sent.extend(bodies(&batch).into_iter().map(str::to_owned));
+                    ids.extend(batch.events.iter().map(|event| event.id));
+                }
+                assert!(life < lives || batch(&mut source).is_none());
+            }
+        }
+    }
+    let of_round = |round| (1..=2500).map(move |n| format!("{round}/{n}"));
+    let mut wanted: Vec<String> = (1..=4).flat_map(of_round).collect();
+    wanted.sort();
+    sent.sort();
+    assert!(sent == wanted);
+    ids.sort();
+    assert!(ids.is_sorted_by(|one, next| one < next), "a round's events are new ones");
+    // Back to what was before the last round of one instance.
+    stream.slots.retain(|name, _| !name.ends_with("#4"));
+    let mut source = open(in_rounds(4, 1), 1);
+    now(source.seek(&stream.stored())).unwrap();
+    assert_eq!(bodies(&batch(&mut source).unwrap())[0], "4/1");
 }
 
 #[test]
@@ -211,6 +254,13 @@ fn keys_that_do_not_fit_each_other_are_complaints() {
     assert_eq!(
         complaints(vec![("n", Value::Range(0, 1 << 44))]),
         ["n: 17592186044416 is past the last number an id can hold (17592186044415)"]
+    );
+    let rounds = || ("rounds", Value::Int(2));
+    assert!(complaints(vec![rounds()])[0].starts_with("rounds: numbers without an end"));
+    let trigger = ("trigger", Value::Str("http".to_owned()));
+    assert_eq!(
+        complaints(vec![rounds(), trigger, ("n", Value::Range(1, 3))]),
+        ["rounds: each request is a round of its own (leave rounds or trigger out)"]
     );
     let bad = complaints(vec![("body", Value::Json(serde_json::json!({"a": "{nn} {sorce}"})))]);
     assert!(bad.len() == 2 && bad[1].starts_with("body: unknown placeholder {sorce}, did you"));

@@ -100,7 +100,7 @@ impl Db {
             writer: Arc::default(),
             reader: Arc::default(),
             opened: StdMutex::default(),
-            local: Local::default(),
+            local: Local::beside(&path.to_string_lossy()),
             instances: StdMutex::default(),
             holding: Mutex::default(),
             user: StdMutex::default(),

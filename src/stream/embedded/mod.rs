@@ -41,7 +41,7 @@ pub static KIND: Kind = Kind {
         history: true,
         shards: true,
         transactional_checkpoint: true,
-        ordered: false,
+        ordered: true,
     },
     check: |_| Vec::new(),
     place: |spec| {
@@ -55,5 +55,5 @@ pub static KIND: Kind = Kind {
 async fn open(spec: StreamSpec, site: Site) -> Result<Arc<dyn Backend>> {
     let path: PathBuf =
         spec.values.opt_path("path").unwrap_or_else(|| site.data_dir.join("streams.db"));
-    sql::backend::open(Db::open(&path).await?, spec).await
+    sql::backend::open(Db::open(&path).await?, spec, &site).await
 }

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
 use super::clock;
-use crate::stream::sql::schema::{VERSION, sqlite};
+use crate::stream::sql::schema::{VERSION, sqlite, sqlite_since_1};
 
 /// `PRAGMA application_id`: "Aqud".
 const APPLICATION: i64 = 0x4171_7564;
@@ -20,7 +20,7 @@ pub(super) async fn check(conn: &mut SqliteConnection) -> Result<bool> {
         }
         return Ok(false);
     }
-    if version != VERSION {
+    if version != VERSION && version != 1 {
         bail!(
             "its tables are of version {version}, and this program knows version {VERSION} \
              (run the program that wrote it, or a newer one)"
@@ -32,10 +32,15 @@ pub(super) async fn check(conn: &mut SqliteConnection) -> Result<bool> {
 /// Creates what is missing, and gives back the leases of an earlier boot of the machine, whose
 /// time has no meaning any more. Runs in a transaction of the caller's.
 pub(super) async fn prepare(conn: &mut SqliteConnection) -> Result<()> {
-    if !check(conn).await? {
+    let missing = match check(conn).await? {
+        false => Some(sqlite()),
+        true if pragma(conn, "PRAGMA user_version").await? == 1 => Some(sqlite_since_1()),
+        true => None,
+    };
+    if let Some(tables) = missing {
         let known_by =
             format!("PRAGMA user_version = {VERSION}; PRAGMA application_id = {APPLICATION}");
-        for statements in [sqlite(), known_by] {
+        for statements in [tables, known_by] {
             sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *conn).await?;
         }
     }
@@ -44,6 +49,7 @@ pub(super) async fn prepare(conn: &mut SqliteConnection) -> Result<()> {
         sqlx::query("SELECT value FROM meta WHERE key = 'boot'").fetch_optional(&mut *conn).await?;
     if known.map(|row| row.try_get::<String, _>(0)).transpose()?.as_ref() != Some(&boot) {
         sqlx::query("UPDATE leases SET deadline = 0").execute(&mut *conn).await?;
+        sqlx::query("UPDATE owners SET until = 0").execute(&mut *conn).await?;
         sqlx::query("DELETE FROM members").execute(&mut *conn).await?;
         sqlx::query("INSERT OR REPLACE INTO meta VALUES ('boot', ?)")
             .bind(boot)

@@ -98,14 +98,15 @@ impl Db {
         if let Some(db) = open.get(&key).and_then(Weak::upgrade) {
             return Ok(db);
         }
-        let db = Arc::new(Self::new(Server::new(url, "stream")?, schema));
+        let db = Arc::new(Self::new(Server::new(url, "stream")?, url, schema));
         open.insert(key, Arc::downgrade(&db));
         Ok(db)
     }
 
-    fn new(server: Server, schema: &str) -> Self {
+    fn new(server: Server, url: &str, schema: &str) -> Self {
         let channel = format!("aqueduct_{:016x}", hash(schema.as_bytes()));
-        let (own, local) = (fastrand::u64(..), Arc::new(Local::default()));
+        let local = Arc::new(Local::beside(&format!("{url} {schema}")));
+        let own = fastrand::u64(..);
         Self {
             ear: Ear::new(server.clone(), channel.clone(), own, local.clone()),
             channel: quote(&channel),

@@ -52,7 +52,7 @@ pub static KIND: Kind = Kind {
         history: true,
         shards: true,
         transactional_checkpoint: true,
-        ordered: false,
+        ordered: true,
     },
     check: |values| match check_name(values.str("schema")) {
         Ok(()) => Vec::new(),
@@ -68,7 +68,7 @@ pub static KIND: Kind = Kind {
     open: |spec, site| Box::pin(open(spec, site)),
 };
 
-async fn open(spec: StreamSpec, _: Site) -> Result<Arc<dyn Backend>> {
+async fn open(spec: StreamSpec, site: Site) -> Result<Arc<dyn Backend>> {
     let db = Db::open(spec.values.str("url"), spec.values.str("schema")).await?;
-    sql::backend::open(db, spec).await
+    sql::backend::open(db, spec, &site).await
 }

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 
 use crate::client::postgres::{code, quote};
 use crate::event::hash_parts;
-use crate::stream::sql::schema::{VERSION, postgres};
+use crate::stream::sql::schema::{VERSION, postgres, postgres_since_1};
 
 /// What the server is to know of the tables beside their columns: chunks are not worth packing
 /// once more, and rows that change with each transaction have room to do so in their page.
@@ -16,11 +16,13 @@ const STORAGE: &str = "
     ALTER TABLE cursors SET (fillfactor = 20);
     ALTER TABLE members SET (fillfactor = 20);
     ALTER TABLE checkpoints SET (fillfactor = 50);";
+/// The same, of what version 2 has more than version 1.
+const STORAGE_SINCE_1: &str = "ALTER TABLE owners SET (fillfactor = 20)";
 
 /// Creates what is missing in the schema that the connection's search path names. Errs where the
 /// tables are somebody else's or of a newer version.
 pub(super) async fn prepare(conn: &mut PgConnection, schema: &str) -> Result<()> {
-    if is_there(conn, schema).await? {
+    if version(conn, schema).await? == Some(VERSION) {
         return Ok(());
     }
     let mut tx = conn.begin().await?;
@@ -29,13 +31,27 @@ pub(super) async fn prepare(conn: &mut PgConnection, schema: &str) -> Result<()>
         .bind(hash_parts(&[b"aqueduct schema", schema.as_bytes()]) as i64)
         .execute(&mut *tx)
         .await?;
-    if is_there(&mut tx, schema).await? {
-        return Ok(());
+    match version(&mut tx, schema).await? {
+        None => create(&mut tx, schema).await?,
+        Some(VERSION) => {}
+        Some(_) => {
+            let known = format!("UPDATE meta SET value = '{VERSION}' WHERE key = 'version'");
+            for statements in [postgres_since_1(), STORAGE_SINCE_1.to_owned(), known] {
+                let made = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *tx).await;
+                made.with_context(|| format!("failed to renew the tables of schema `{schema}`"))?;
+            }
+        }
     }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Creates the schema, where it is missing, and its tables.
+async fn create(conn: &mut PgConnection, schema: &str) -> Result<()> {
     let known = sqlx::query("SELECT 1 FROM pg_namespace WHERE nspname = $1").bind(schema);
-    if known.fetch_optional(&mut *tx).await?.is_none() {
+    if known.fetch_optional(&mut *conn).await?.is_none() {
         let create = AssertSqlSafe(format!("CREATE SCHEMA {}", quote(schema)));
-        sqlx::raw_sql(create).execute(&mut *tx).await.with_context(|| {
+        sqlx::raw_sql(create).execute(&mut *conn).await.with_context(|| {
             format!(
                 "failed to create schema `{schema}` (have it created for this user: CREATE SCHEMA \
                  … AUTHORIZATION …)"
@@ -43,8 +59,8 @@ pub(super) async fn prepare(conn: &mut PgConnection, schema: &str) -> Result<()>
         })?;
     }
     let version = format!("INSERT INTO meta (key, value) VALUES ('version', '{VERSION}')");
-    for statements in [postgres(), STORAGE.to_owned(), version] {
-        let made = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *tx).await;
+    for statements in [postgres(), STORAGE.to_owned(), STORAGE_SINCE_1.to_owned(), version] {
+        let made = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *conn).await;
         made.map_err(|error| match code(&error) {
             Some("42P07") => anyhow::Error::new(error)
                 .context(format!("schema `{schema}` holds somebody else's tables (name another)")),
@@ -52,19 +68,18 @@ pub(super) async fn prepare(conn: &mut PgConnection, schema: &str) -> Result<()>
                 .context(format!("failed to create the tables of schema `{schema}`")),
         })?;
     }
-    tx.commit().await?;
     Ok(())
 }
 
-/// Whether the tables are there, and ours.
-async fn is_there(conn: &mut PgConnection, schema: &str) -> Result<bool> {
+/// The version of the tables, where they are there. Errs where they are not ours.
+async fn version(conn: &mut PgConnection, schema: &str) -> Result<Option<i64>> {
     let found = sqlx::query(
         "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
          WHERE nspname = $1 AND relname = 'meta'",
     )
     .bind(schema);
     if found.fetch_optional(&mut *conn).await?.is_none() {
-        return Ok(false);
+        return Ok(None);
     }
     let row = sqlx::query("SELECT value FROM meta WHERE key = 'version'")
         .persistent(false)
@@ -72,11 +87,11 @@ async fn is_there(conn: &mut PgConnection, schema: &str) -> Result<bool> {
         .await
         .with_context(|| format!("schema `{schema}`"))?;
     let version = row.map(|row| row.try_get::<String, _>(0)).transpose()?.unwrap_or_default();
-    if version != VERSION.to_string() {
-        bail!(
+    match version.parse() {
+        Ok(version @ 1..=VERSION) => Ok(Some(version)),
+        _ => bail!(
             "the tables of schema `{schema}` are of version {version:?}, and this program knows \
              version {VERSION} (run the program that made them, or a newer one)"
-        );
+        ),
     }
-    Ok(true)
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use lapin::types::ShortString;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{Connection, Row, Sqlite, SqliteConnection, Transaction};
 
@@ -89,6 +90,15 @@ impl Checkpoint {
             );
         }
         Ok(())
+    }
+
+    /// The exchange that stands for the broker's life.
+    pub async fn life(&mut self) -> Result<Option<ShortString>> {
+        let row = sqlx::query("SELECT life FROM broker")
+            .fetch_optional(&mut self.connection)
+            .await
+            .with_context(|| format!("failed to read {}", self.path.display()))?;
+        row.map(|row| short(&row.try_get::<String, _>(0)?)).transpose()
     }
 
     /// Every slot of `origin`.

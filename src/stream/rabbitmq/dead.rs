@@ -21,7 +21,7 @@ use super::{Broker, declare};
 use crate::event::{EventId, now_us};
 use crate::fault;
 use crate::source::Dead;
-use crate::stream::{DeadLetter, shard_of};
+use crate::stream::{DeadLetter, shard_for};
 
 /// Whose a dead letter is where the stream has no group. No group can have this name.
 const NOBODY: &str = "-";
@@ -183,8 +183,7 @@ impl Broker {
                          the group back, or drop the letter)"
                     );
                 };
-                let key = letter.event.key.as_deref();
-                let shard = key.map_or(0, |key| shard_of(key, self.names.shards));
+                let shard = shard_for(&letter.event, self.names.shards).unwrap_or(0);
                 let to = group.queues[shard as usize].clone();
                 messages.push(Message::replay(&letter.event, &letter.group, to)?);
             }

@@ -3,20 +3,27 @@
 
 use anyhow::{Context, Result};
 use lapin::options::{
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind, Queue};
 
 use super::link::{Link, answer, code, explain};
 use super::names::Names;
+use crate::stream::{StreamSpec, shards};
 
 /// Deliveries of one message after which a quorum queue gives it up by itself: never, in effect.
 /// Newer brokers would after 20, and without a word.
 const DELIVERIES_MAX: i64 = 1_000_000_000;
 
-/// Declares all of it. Whether a queue was made.
-pub(super) async fn declare(link: &Link, names: &Names, quorum: bool) -> Result<bool> {
+/// Declares all of it. Whether a queue was made. Errs where the stream has another number of shards.
+pub(super) async fn declare(
+    link: &Link,
+    names: &Names,
+    spec: &StreamSpec,
+    quorum: bool,
+) -> Result<bool> {
     let mut made = false;
     let mut channel = link.channel().await?;
     let kind = if names.shards > 1 { ExchangeKind::Direct } else { ExchangeKind::Fanout };
@@ -24,7 +31,15 @@ pub(super) async fn declare(link: &Link, names: &Names, quorum: bool) -> Result<
     let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
     let declared =
         channel.exchange_declare(names.exchange.clone(), kind, options, FieldTable::default());
-    answer(&format!("declare the durable {word} exchange `{}`", names.exchange), declared).await?;
+    let what = format!("declare the durable {word} exchange `{}`", names.exchange);
+    if let Err(error) = answer(&what, declared).await {
+        // One shard and several have exchanges of different kinds.
+        if has_exchange(link, &names.number).await? {
+            record(link, names, spec).await?;
+        }
+        return Err(error);
+    }
+    record(link, names, spec).await?;
     for group in &names.groups {
         for (shard, queue) in group.queues.iter().enumerate() {
             channel = ensure(link, channel, queue, quorum, &mut made).await?;
@@ -44,6 +59,38 @@ pub(super) async fn declare(link: &Link, names: &Names, quorum: bool) -> Result<
         channel = ensure(link, channel, queue, quorum, &mut made).await?;
     }
     Ok(made)
+}
+
+/// Records how many shards there are, or errs where the number is another one. It never changes:
+/// nothing at a broker could keep who publishes by the old one from doing so.
+///
+/// The record is an exchange that nothing is published to; its alternate exchange, of which there is
+/// none, is named after the number. A broker compares that when an exchange is declared again.
+async fn record(link: &Link, names: &Names, spec: &StreamSpec) -> Result<()> {
+    let mut arguments = FieldTable::default();
+    let number = AMQPValue::LongString(format!("{}.{}", names.number, names.shards).into());
+    arguments.insert("alternate-exchange".into(), number);
+    let (channel, name) = (link.channel().await?, &names.number);
+    let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    let made = channel.exchange_declare(name.clone(), ExchangeKind::Fanout, options, arguments);
+    let what = format!("declare the exchange `{name}`");
+    match answer(&what, async { Ok(made.await) }).await? {
+        Ok(()) => Ok(()),
+        Err(error) => match recorded(&error.to_string(), name.as_str()) {
+            Some(number) if number != names.shards => {
+                let way = "give it another `exchange`, and its groups another `queue`";
+                Err(shards::fixed(spec, number, way))
+            }
+            _ => Err(explain(error)).context(what),
+        },
+    }
+}
+
+/// The number in ``inequivalent arg …: received 'NAME.4' but current is 'NAME.8'``.
+fn recorded(refusal: &str, name: &str) -> Option<u32> {
+    let (_, current) = refusal.split_once("but current is")?;
+    let (_, number) = current.split_once(&format!("{name}."))?;
+    number.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
 }
 
 /// Sees to it that a queue is there. The broker closes a channel that asked for one that is not:
@@ -110,6 +157,13 @@ fn arguments(quorum: bool) -> FieldTable {
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERIES_MAX));
     }
     arguments
+}
+
+/// Removes an exchange, where it is there.
+pub(super) async fn delete_exchange(link: &Link, exchange: &ShortString) -> Result<()> {
+    let channel = link.channel().await?;
+    let gone = channel.exchange_delete(exchange.clone(), ExchangeDeleteOptions::default());
+    answer(&format!("delete exchange `{exchange}`"), gone).await
 }
 
 /// Whether an exchange is there.

@@ -1,9 +1,9 @@
 //! An event as a message, and back.
 //!
 //! Ours (`app_id = "aqueduct"`): the body as it is, `message_id` the event's id, `timestamp` its
-//! second, and as headers `source`, `time_us`, `key`, `traceparent`, `tracestate`, `only_group`.
-//! Where these would not fit the header of a message, the whole event is its body, as a chunk of
-//! one.
+//! second, `type` its type, and as headers `source`, `time_us`, `key`, `shard` (that its producer
+//! named), `traceparent`, `tracestate`, `only_group`. Where these would not fit the header of a
+//! message, the whole event is its body, as a chunk of one.
 //!
 //! What another client put there: its id comes from stream, `message_id` and body. Without a
 //! `message_id` each delivery is an event of its own, since two equal bodies may well be two
@@ -26,6 +26,8 @@ const OURS: &str = "aqueduct";
 const CHUNK: &str = "application/x-aqueduct-chunk";
 /// `delivery_mode` of what survives a restart.
 const PERSISTENT: u8 = 2;
+/// Bytes of a kind that is a property, at most: a short string's.
+const KIND_BYTES: usize = 255;
 /// Bytes of a dead letter's reason that are kept.
 const REASON_BYTES: usize = HEADER_BYTES / 2;
 
@@ -123,19 +125,26 @@ impl Message {
         let size = event.source.len()
             + text(&event.key)
             + text(&event.trace)
+            + text(&event.kind)
             + only_group.map_or(0, str::len);
         let mut properties = BasicProperties::default()
             .with_app_id(OURS.into())
             .with_delivery_mode(PERSISTENT)
             .with_message_id(event.id.to_string().into()) // 36 bytes
             .with_timestamp((event.time_us.max(0) / 1_000_000) as u64);
-        let body = if size > HEADER_BYTES {
+        let body = if size > HEADER_BYTES || text(&event.kind) > KIND_BYTES {
             properties = properties.with_content_type(CHUNK.into());
             let only_group = only_group.map(Arc::from);
             chunk::encode(&[&Event { only_group, ..event.clone() }])?.into()
         } else {
             put_text(&mut headers, "source", &event.source);
             put_int(&mut headers, "time_us", event.time_us);
+            if let Some(kind) = &event.kind {
+                properties = properties.with_type((&**kind).into());
+            }
+            if let Some(shard) = event.shard {
+                put_int(&mut headers, "shard", shard.into());
+            }
             let (parent, state) = event.trace.as_deref().map(trace::split).unzip();
             let texts = [
                 ("key", event.key.as_deref()),
@@ -242,6 +251,8 @@ impl Decoder {
             Some(state) => format!("{parent} {state}").into(),
             None => parent.into(),
         });
+        event.kind = kind(properties);
+        event.shard = headers.int("shard").and_then(|shard| u32::try_from(shard).ok());
         event.only_group = headers.text("only_group").map(Into::into);
         Some(event)
     }
@@ -259,10 +270,17 @@ impl Decoder {
         let seconds = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok());
         let time_us = seconds.and_then(|seconds| seconds.checked_mul(1_000_000));
         let mut event = Event::new(id, body, source, time_us.unwrap_or_else(now_us));
+        event.kind = kind(properties);
         let parent = headers.text("traceparent");
         event.trace = parent.and_then(|it| trace::carried(it, headers.text("tracestate")));
         event
     }
+}
+
+/// The property `type`.
+fn kind(properties: &BasicProperties) -> Option<Box<str>> {
+    let kind = properties.kind().as_ref().map(ShortString::as_str);
+    kind.filter(|kind| !kind.is_empty()).map(Into::into)
 }
 
 fn count(number: i64) -> u32 {
@@ -316,6 +334,8 @@ mod tests {
         let id = EventId::new(Origin::new(Sequence::Count, &[b"a"]), 3, 5);
         let mut event = Event::new(id, "body".into(), "input".into(), -5);
         event.key = Some("a key ✓".into());
+        event.kind = Some("paid ✓".into());
+        event.shard = Some(3);
         event.trace = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
         event
     }
@@ -329,6 +349,7 @@ mod tests {
         let mut event = event();
         for length in [0, 100, HEADER_BYTES, HEADER_BYTES * 100] {
             event.key = Some("k".repeat(length).into());
+            event.kind = Some("t".repeat(length + 1).into());
             let plain = back(Message::event(&event, "x".into(), "".into()).unwrap(), false);
             assert_eq!(plain.event, event);
             assert!(!plain.returned && plain.letter.is_none());

@@ -48,6 +48,7 @@ use self::reader::Member;
 use self::settle::Settling;
 use self::status::Counter;
 use self::writer::StreamWriter;
+use super::cursor::{CursorMove, Moved, Refused, ShardCursor};
 use super::{
     Backend, Capabilities, DeadLetter, Kind, Reader, ReaderSpec, StreamSpec, StreamStatus, Writer,
 };
@@ -126,7 +127,7 @@ async fn open(spec: StreamSpec, site: Site) -> Result<Arc<dyn Backend>> {
     let url = spec.values.str("url").to_owned();
     let link = Link::connect(&url, &format!("{} {}", site.instance, spec.name)).await?;
     let quorum = spec.values.str("queue_type") != "classic";
-    let declared = declare::declare(&link, &names, quorum).await;
+    let declared = declare::declare(&link, &names, &spec, quorum).await;
     let made = declared.with_context(|| format!("RabbitMQ at {}", link::place(&url)))?;
     let settled = match quorum {
         true => OnceCell::new(),
@@ -199,6 +200,10 @@ impl Broker {
     }
 }
 
+/// Why there are no cursors.
+const NO_HISTORY: &str = "a queue of RabbitMQ keeps no history, what is acked is gone from it \
+                          (`embedded`, `postgres` and `redis` streams have cursors)";
+
 struct RabbitMq(Arc<Broker>);
 
 #[async_trait]
@@ -233,6 +238,29 @@ impl Backend for RabbitMq {
             any |= declare::delete(&self.0.link, queue).await?;
         }
         Ok(any)
+    }
+
+    async fn cursor(&self, group: &str) -> Result<Vec<ShardCursor>> {
+        bail!("group {group} has no cursor: {NO_HISTORY}")
+    }
+
+    async fn move_cursor(&self, order: &CursorMove) -> Result<Result<Vec<Moved>, Refused>> {
+        bail!("group {} has no cursor to move: {NO_HISTORY}", order.group)
+    }
+
+    async fn erase(&self) -> Result<()> {
+        let Broker { link, names, .. } = &*self.0;
+        let queues = names.groups.iter().flat_map(|it| it.queues.iter().chain([&it.suspects]));
+        let queues: Vec<_> = queues.chain(&names.dead).cloned().collect();
+        for queue in &queues {
+            declare::delete(link, queue).await?;
+        }
+        let life = self.0.checkpoint().await?.lock().await.life().await?;
+        let marks = [names.exchange.clone(), names.number.clone(), settle::mark(names)?];
+        for exchange in marks.into_iter().chain(life) {
+            declare::delete_exchange(link, &exchange).await?;
+        }
+        Ok(())
     }
 
     async fn dead(&self) -> Result<Vec<DeadLetter>> {

@@ -12,6 +12,8 @@ use crate::stream::{Claim, StreamSpec};
 pub(super) struct Names {
     /// Where events are published.
     pub exchange: ShortString,
+    /// The exchange that stands for the number of shards.
+    pub number: ShortString,
     /// How many shards there are; with more than one the exchange routes by shard.
     pub shards: u32,
     /// The groups, as the file declares them.
@@ -53,7 +55,8 @@ impl Names {
         if dead.is_empty() {
             dead.push(short(&format!("{}.dead", spec.name))?);
         }
-        Ok(Self { exchange, shards, groups, dead })
+        let number = short(&format!("{exchange}.shards"))?;
+        Ok(Self { exchange, number, shards, groups, dead })
     }
 
     /// What nobody else may use at the broker at `place`: whoever shares a queue gets a part of

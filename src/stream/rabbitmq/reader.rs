@@ -153,7 +153,8 @@ impl Reader for Member {
         let shared = &self.0;
         // What was read ahead and not fetched goes back as well: who hands back is about to stop.
         shared.pause(true).await?;
-        shared.hand_back(tickets, true).await?;
+        let (task, tickets) = (shared.clone(), tickets.to_vec());
+        to_its_end(async move { task.hand_back(&tickets, true).await }).await?;
         shared.heard().await
     }
 
@@ -174,9 +175,16 @@ impl Reader for Member {
 impl Member {
     /// [`Shared::restate`], to its end, whatever becomes of who asked for it.
     async fn restate(&self, ticket: Ticket, attempts: u32, unspent: bool) -> Result<bool> {
-        let task = tokio::spawn(self.0.clone().restate(ticket, attempts, unspent));
-        task.await.context("counting an attempt ended")?
+        to_its_end(self.0.clone().restate(ticket, attempts, unspent)).await
     }
+}
+
+/// What is begun with a copy is ended, whatever becomes of who asked for it: otherwise there would
+/// be two of it.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work).await.context("copying messages ended")?
 }
 
 impl Shared {
@@ -191,6 +199,7 @@ impl Shared {
             ticket,
             deliveries: held.deliveries,
             attempts: held.spent(),
+            fence: None,
             event: held.event,
         };
         taken.into_iter().map(deliver).collect()
@@ -198,11 +207,16 @@ impl Shared {
 
     /// Puts messages that somebody may have had before into their queue anew, with one delivery
     /// more in them.
-    async fn count_anew(&self) -> Result<()> {
-        let some = self.hand.lock().returned.clone();
+    async fn count_anew(self: &Arc<Self>) -> Result<()> {
+        let some = std::mem::take(&mut self.hand.lock().returned);
         if some.is_empty() {
             return Ok(());
         }
+        let shared = self.clone();
+        to_its_end(async move { shared.put_anew(some).await }).await
+    }
+
+    async fn put_anew(&self, some: Vec<Held>) -> Result<()> {
         let _flight = self.take_off(&some);
         let copied = match self.broker.takes_messages() {
             true => self.copy(&some).await,
@@ -210,7 +224,6 @@ impl Shared {
         };
         let words = {
             let mut inner = self.hand.lock();
-            inner.returned.drain(..some.len());
             match copied {
                 Ok(()) => {
                     let places: Vec<Place> = some.iter().map(|held| held.place).collect();

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use lapin::types::ShortString;
 use tokio::time::{Instant, sleep_until};
 
 use super::declare;
@@ -31,7 +32,7 @@ impl Settling {
     /// Returns when the queues of `names` are there to stay. `link` is the connection that has
     /// declared them.
     pub async fn end(&self, link: &Link, names: &Names) -> Result<()> {
-        let mark = short(&mark(names))?;
+        let mark = mark(names)?;
         let marked = declare::has_exchange(link, &mark).await?;
         if marked && !self.made {
             return Ok(());
@@ -42,9 +43,9 @@ impl Settling {
 }
 
 /// An exchange for this set of queues.
-fn mark(names: &Names) -> String {
+pub(super) fn mark(names: &Names) -> Result<ShortString> {
     let groups = names.groups.iter().flat_map(|group| group.queues.iter().chain([&group.suspects]));
     let queues = groups.chain(&names.dead).map(|queue| queue.as_str());
     let all = queues.collect::<Vec<_>>().join("\n");
-    format!("{}.settled.{:016x}", names.exchange, hash(all.as_bytes()))
+    short(&format!("{}.settled.{:016x}", names.exchange, hash(all.as_bytes())))
 }

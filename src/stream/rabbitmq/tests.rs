@@ -49,11 +49,16 @@ fn spec(url: &str) -> StreamSpec {
 async fn opened(spec: &StreamSpec, data_dir: &std::path::Path) -> Arc<Broker> {
     let (url, names) = (spec.values.str("url").to_owned(), Names::new(spec).unwrap());
     let link = Link::connect(&url, "a test").await.unwrap();
-    let made = declare::declare(&link, &names, false).await.unwrap();
+    let made = declare::declare(&link, &names, spec, false).await.unwrap();
     Arc::new(Broker {
         counter: Counter::new(link.channel().await.unwrap()),
         in_flight: InFlight::of(&url, "s"),
-        site: Site { data_dir: data_dir.to_owned(), instance: "here".into(), until_idle: false },
+        site: Site {
+            data_dir: data_dir.to_owned(),
+            instance: "here".into(),
+            until_idle: false,
+            runs: true,
+        },
         settling: Settling { since: Instant::now(), made },
         settled: OnceCell::new_with(Some(())),
         publisher: OnceCell::new(),

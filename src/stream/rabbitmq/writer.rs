@@ -9,7 +9,7 @@ use super::Broker;
 use super::checkpoint::Checkpoint;
 use super::message::Message;
 use crate::source::Slot;
-use crate::stream::{Append, Appended, Writer, shard_of};
+use crate::stream::{Append, Appended, Writer, shard_for};
 
 /// A hand to write with.
 pub(super) struct StreamWriter {
@@ -79,7 +79,7 @@ impl StreamWriter {
         self.turn = self.turn.wrapping_add(1);
         messages.reserve(append.events.len());
         for event in &append.events {
-            let shard = event.key.as_deref().map_or(unkeyed, |key| shard_of(key, names.shards));
+            let shard = shard_for(event, names.shards).unwrap_or(unkeyed);
             let key = names.routing_key(shard);
             messages.push(Message::event(event, names.exchange.clone(), key)?);
         }

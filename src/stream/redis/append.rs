@@ -27,7 +27,7 @@ use super::status;
 use crate::client::redis::odd;
 use crate::event::{Event, hash};
 use crate::source::{Position, Slot};
-use crate::stream::{Append, Appended, Writer, shard_of};
+use crate::stream::{Append, Appended, Writer, shard_for};
 
 /// How long what is known of the slowest group is believed: another process may add a group.
 const BACKLOG_KNOWN: Duration = Duration::from_secs(1);
@@ -59,7 +59,8 @@ impl StreamWriter {
         let limit = self.stream.spec.max_backlog;
         let all: u64 = appends.iter().map(|append| append.events.len() as u64).sum();
         let known = self.backlog.as_mut().filter(|known| known.at.elapsed() < BACKLOG_KNOWN);
-        // Groups only ever catch up, so what was known and what came since is the most there is.
+        // Groups catch up, so what was known and what came since is the most there is, unless
+        // somebody moves a cursor back: which is noticed once what is known is no longer believed.
         if let Some(known) = known
             && known.events + known.since + all <= limit
         {
@@ -94,8 +95,8 @@ impl StreamWriter {
         let spread = appends.iter().map(|append| {
             let turn = self.turn % shards;
             self.turn = self.turn.wrapping_add(1);
-            let of = |event: &Event| match &event.key {
-                Some(key) => shard_of(key, shards),
+            let of = |event: &Event| match shard_for(event, shards) {
+                Some(shard) => shard,
                 None if cluster => (hash(&event.id.to_bytes()) % u64::from(shards)) as u32,
                 None => turn,
             };
@@ -107,7 +108,7 @@ impl StreamWriter {
     async fn send(&mut self, call: &Call<'_>) -> Result<Vec<u8>> {
         let cmd = call.build(&self.stream, &mut self.times);
         let key = &self.stream.shards[call.first()].stream;
-        let letters = bytes(self.stream.redis.run_cmd(&SCRIPTS.append, key, &cmd).await?);
+        let letters = answered(&self.stream, key, &cmd).await?;
         if letters.len() == call.appends.len() { Ok(letters) } else { Err(odd("an append")) }
     }
 
@@ -130,7 +131,7 @@ impl StreamWriter {
         let stream = &self.stream;
         let answers = try_join_all(cmds.iter().map(|(shard, cmd)| async move {
             let key = &stream.shards[*shard].stream;
-            anyhow::Ok(bytes(stream.redis.run_cmd(&SCRIPTS.append, key, cmd).await?))
+            answered(stream, key, cmd).await
         }))
         .await?;
         let mut may: Vec<bool> = first.iter().map(|letter| *letter == b'd').collect();
@@ -200,6 +201,18 @@ impl Writer for StreamWriter {
             }
         }
         Ok(answers)
+    }
+}
+
+/// What the script answers. Errs where the stream has another number of shards.
+async fn answered(stream: &Stream, key: &str, cmd: &Cmd) -> Result<Vec<u8>> {
+    let letters = bytes(stream.redis.run_cmd(&SCRIPTS.append, key, cmd).await?);
+    match letters.strip_prefix(b"#") {
+        None => Ok(letters),
+        Some(number) => {
+            let number = String::from_utf8_lossy(number).parse();
+            Err(stream.refusal(number.map_err(|_| odd("an append"))?))
+        }
     }
 }
 
@@ -288,6 +301,8 @@ impl<'a> Call<'a> {
             });
         }
         keys.extend(checkpoints.iter().map(String::as_str));
+        let number = stream.shards[self.first()].number();
+        keys.push(&number);
         let (events, size) = self.size();
         let mut cmd = SCRIPTS.append.call_sized(&keys, 3 * events + 64, size + 4096);
         cmd.arg(streams).arg(&*stream.format.field).arg(match self.mode {
@@ -295,7 +310,7 @@ impl<'a> Call<'a> {
             Mode::Dry => "dry",
             Mode::Any => "any",
         });
-        cmd.arg(stream.spec.groups.len());
+        cmd.arg(stream.spec.shards.max(1)).arg(stream.spec.groups.len());
         for group in &stream.spec.groups {
             cmd.arg(&*group.name);
         }

@@ -8,7 +8,7 @@ use redis::{Cmd, Value};
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Times, bytes, put_entry_id};
-use super::held::Name;
+use super::held::Life;
 use super::state::{SCRIPTS, Stream};
 use crate::client::redis::odd;
 use crate::event::{Delivery, Event, EventId, now_us};
@@ -31,6 +31,10 @@ struct Letter {
     time: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key: Option<String>,
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shard: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     traceparent: Option<String>,
     /// The body, where it is text.
@@ -54,6 +58,8 @@ impl Letter {
             source: event.source.to_string(),
             time: time(event.time_us),
             key: event.key.as_deref().map(str::to_owned),
+            kind: event.kind.as_deref().map(str::to_owned),
+            shard: event.shard,
             traceparent: event.trace.as_deref().map(str::to_owned),
             body_hex: body.is_none().then(|| hex(&event.body)),
             body,
@@ -77,6 +83,8 @@ impl Letter {
         };
         let event = Event {
             key: self.key.map(Into::into),
+            kind: self.kind.map(Into::into),
+            shard: self.shard,
             trace: self.traceparent.map(Into::into),
             ..Event::new(self.id.parse().ok()?, body.into(), self.source.into(), time(&self.time)?)
         };
@@ -108,18 +116,21 @@ fn field(id: EventId, group: &str) -> String {
 pub(super) async fn bury(
     stream: &Stream,
     group: &GroupSpec,
-    name: &Name,
+    Life { name, cursors }: &Life,
     delivery: &Delivery,
     reason: &str,
 ) -> Result<()> {
-    let Some(shard) = stream.shards.get(delivery.ticket.shard as usize) else { return Ok(()) };
+    let number = delivery.ticket.shard as usize;
+    let Some(shard) = stream.shards.get(number) else { return Ok(()) };
+    let keys = [&*shard.stream, &*shard.dead(&group.dead), &*shard.cursor(&name.group)];
     let (before, after) = Letter::new(&delivery.event, &group.name, reason).halves()?;
     let answer = stream
         .redis
-        .run(&SCRIPTS.bury, &[&shard.stream, &shard.dead(&group.dead)], |cmd| {
+        .run(&SCRIPTS.bury, &keys, |cmd| {
             cmd.arg(&name.group).arg(&name.member);
             put_entry_id((delivery.ticket.hold, delivery.ticket.offset), cmd);
             cmd.arg(field(delivery.event.id, &group.name)).arg(before).arg(after);
+            cmd.arg(&cursors[number]);
         })
         .await;
     stream.of_group(answer).await?;
@@ -151,6 +162,12 @@ fn default_name(stream: &Stream) -> String {
     format!("{}.dead", stream.spec.name)
 }
 
+/// What the hashes of a stream's letters are called.
+pub(super) fn names(stream: &Stream) -> BTreeSet<String> {
+    let declared = stream.spec.groups.iter().map(|group| group.dead.clone());
+    declared.chain([default_name(stream)]).collect()
+}
+
 /// A letter, and where it is.
 struct Kept {
     shard: usize,
@@ -161,9 +178,7 @@ struct Kept {
 
 /// All of a stream's letters, oldest first.
 async fn all(stream: &Stream) -> Result<Vec<Kept>> {
-    let mut names: BTreeSet<String> =
-        stream.spec.groups.iter().map(|group| group.dead.clone()).collect();
-    names.insert(default_name(stream));
+    let names = names(stream);
     let mut all = Vec::new();
     for (shard, keys) in stream.shards.iter().enumerate() {
         for key in names.iter().map(|name| keys.dead(name)) {
@@ -248,6 +263,8 @@ mod tests {
         for body in [&b"text \"x\""[..], b"\xff\x00", b""] {
             let event = Event {
                 key: Some("k".into()),
+                kind: Some("paid".into()),
+                shard: Some(7),
                 trace: Some("t".into()),
                 ..Event::new(id, body.to_vec().into(), "input".into(), -5)
             };

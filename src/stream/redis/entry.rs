@@ -1,8 +1,8 @@
 //! An event as an entry of a Redis stream, and any program's entry as an event.
 //!
 //! Ours has `_id`, `_source` and `_time` (RFC 3339 with microseconds; a plain number of them where
-//! the year is past 9999), then `_key`, `traceparent`, `tracestate` and `_group` (a replayed dead
-//! letter's) where there are such, then the body.
+//! the year is past 9999), then `_key`, `_type`, `_shard` (that its producer named), `traceparent`,
+//! `tracestate` and `_group` (a replayed dead letter's) where there are such, then the body.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -16,8 +16,19 @@ use crate::event::{Event, EventId, trace};
 use crate::stream::StreamSpec;
 
 /// The names of what an event travels with.
-pub(super) const RESERVED: [&str; 9] =
-    ["_id", "_source", "_time", "_key", "traceparent", "tracestate", "_group", "_types", "_body"];
+pub(super) const RESERVED: [&str; 11] = [
+    "_id",
+    "_source",
+    "_time",
+    "_key",
+    "_type",
+    "_shard",
+    "traceparent",
+    "tracestate",
+    "_group",
+    "_types",
+    "_body",
+];
 
 /// The two numbers of an entry's id.
 pub(super) type EntryId = (u64, u64);
@@ -46,15 +57,21 @@ impl Format {
 
     /// Whether an event is no more than id, source, time and a body.
     pub fn is_plain(&self, event: &Event) -> bool {
-        !self.flat && event.key.is_none() && event.trace.is_none() && event.only_group.is_none()
+        let Event { key, kind, shard, trace, only_group, .. } = event;
+        !self.flat
+            && (key.is_none() && kind.is_none() && shard.is_none())
+            && (trace.is_none() && only_group.is_none())
     }
 
     /// Adds the fields of `event` to a command, behind their number where `counted`.
     pub fn put(&self, event: &Event, counted: bool, times: &mut Times, cmd: &mut Cmd) {
         let flat = if self.flat { flat::flatten(&event.body, &self.field) } else { None };
         let (parent, state) = event.trace.as_deref().map(trace::split).unzip();
+        let shard = event.shard.map(|shard| shard.to_string());
         let extra = [
             ("_key", event.key.as_deref()),
+            ("_type", event.kind.as_deref()),
+            ("_shard", shard.as_deref()),
             ("traceparent", parent),
             ("tracestate", state.flatten()),
             ("_group", event.only_group.as_deref()),
@@ -107,6 +124,8 @@ impl Format {
                 b"_source" => event.source = names.source(&value),
                 b"_time" => event.time_us = names.times.read(&value).unwrap_or_default(),
                 b"_key" => event.key = Some(text(value).into()),
+                b"_type" => event.kind = Some(text(value).into()),
+                b"_shard" => event.shard = text(value).parse().ok(),
                 b"traceparent" => event.trace = Some(text(value).into()),
                 b"tracestate" => {
                     let parent = event.trace.take().unwrap_or_default(); // it stands before

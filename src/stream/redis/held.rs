@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use futures_util::future::try_join_all;
-use redis::{Cmd, Value};
+use redis::Value;
 
 use super::entry::{bytes, entry_id, put_entry_id};
 use super::state::{FREE, SCRIPTS, Stream};
@@ -20,8 +20,18 @@ pub(super) struct Name {
     pub member: String,
 }
 
+/// A life of a member.
+#[derive(Clone, Debug)]
+pub(super) struct Life {
+    /// Whose.
+    pub name: Name,
+    /// What the group's cursor in each shard was known by when it began. Where somebody has moved
+    /// it since, nothing that the member holds is its own any more.
+    pub cursors: Vec<String>,
+}
+
 /// Tickets of one shard, ascending.
-fn by_shard(stream: &Stream, tickets: &[Ticket]) -> Vec<(usize, Vec<Ticket>)> {
+pub(super) fn by_shard(stream: &Stream, tickets: &[Ticket]) -> Vec<(usize, Vec<Ticket>)> {
     let mut sorted: Vec<Ticket> = tickets.to_vec();
     // Nearly always it is sorted already.
     sorted.sort_unstable();
@@ -35,14 +45,16 @@ fn by_shard(stream: &Stream, tickets: &[Ticket]) -> Vec<(usize, Vec<Ticket>)> {
 }
 
 /// Acks what is certainly this member's.
-pub(super) async fn ack(stream: &Stream, name: &Name, tickets: &[Ticket]) -> Result<()> {
+pub(super) async fn ack(stream: &Stream, life: &Life, tickets: &[Ticket]) -> Result<()> {
     let parts = by_shard(stream, tickets);
     let acked = parts.iter().map(|(shard, tickets)| {
-        let key = &stream.shards[*shard].stream;
-        let mut cmd = Cmd::with_capacity(tickets.len() + 3, tickets.len() * 24 + 64);
-        cmd.arg("XACK").arg(key).arg(&name.group);
+        let (group, keys) = (&life.name.group, &stream.shards[*shard]);
+        let (key, cursor) = (&keys.stream, keys.cursor(group));
+        let mut cmd =
+            SCRIPTS.ack.call_sized(&[key, &cursor], tickets.len() + 2, tickets.len() * 24 + 128);
+        cmd.arg(group).arg(&life.cursors[*shard]);
         tickets.iter().for_each(|ticket| put_entry_id((ticket.hold, ticket.offset), &mut cmd));
-        async move { stream.redis.ask(key, &cmd).await }
+        async move { stream.of_group(stream.redis.run_cmd(&SCRIPTS.ack, key, &cmd).await).await }
     });
     try_join_all(acked).await?;
     Ok(())
@@ -58,27 +70,27 @@ pub(super) struct Looked {
 }
 
 /// Acks what is still this member's.
-pub(super) async fn ack_own(stream: &Stream, name: &Name, tickets: &[Ticket]) -> Result<()> {
-    look(stream, name, tickets, "ack").await?;
+pub(super) async fn ack_own(stream: &Stream, life: &Life, tickets: &[Ticket]) -> Result<()> {
+    look(stream, life, tickets, "ack").await?;
     Ok(())
 }
 
 /// Renews what is still this member's.
-pub(super) async fn renew(stream: &Stream, name: &Name, tickets: &[Ticket]) -> Result<Looked> {
-    look(stream, name, tickets, "renew").await
+pub(super) async fn renew(stream: &Stream, life: &Life, tickets: &[Ticket]) -> Result<Looked> {
+    look(stream, life, tickets, "renew").await
 }
 
 /// Hands back what is still this member's, uncounted.
-pub(super) async fn release(stream: &Stream, name: &Name, tickets: &[Ticket]) -> Result<()> {
-    look(stream, name, tickets, "release").await?;
+pub(super) async fn release(stream: &Stream, life: &Life, tickets: &[Ticket]) -> Result<()> {
+    look(stream, life, tickets, "release").await?;
     stream.known.handed_back.notify_waiters();
     Ok(())
 }
 
-async fn look(stream: &Stream, name: &Name, tickets: &[Ticket], what: &str) -> Result<Looked> {
+async fn look(stream: &Stream, life: &Life, tickets: &[Ticket], what: &str) -> Result<Looked> {
     let parts = by_shard(stream, tickets);
     let answers = parts.iter().map(|(shard, tickets)| async move {
-        let answer = run(stream, name, *shard, what, FREE, tickets).await?;
+        let answer = run(stream, life, *shard, what, FREE, tickets).await?;
         anyhow::Ok((*shard, tickets, answer))
     });
     let mut looked = Looked::default();
@@ -105,15 +117,17 @@ fn ids(shard: usize, list: Value) -> Vec<Ticket> {
 
 async fn run(
     stream: &Stream,
-    name: &Name,
+    Life { name, cursors }: &Life,
     shard: usize,
     what: &str,
     more: &str,
     tickets: &[Ticket],
 ) -> Result<Option<Value>> {
-    let key = &stream.shards[shard].stream;
-    let mut cmd = SCRIPTS.held.call_sized(&[key], tickets.len() + 4, tickets.len() * 24 + 256);
+    let (key, cursor) = (&stream.shards[shard].stream, stream.shards[shard].cursor(&name.group));
+    let (args, bytes) = (tickets.len() + 5, tickets.len() * 24 + 256);
+    let mut cmd = SCRIPTS.held.call_sized(&[key, &cursor], args, bytes);
     cmd.arg(what).arg(&name.group).arg(&name.member).arg(more);
+    cmd.arg(cursors.get(shard).map_or("", String::as_str));
     tickets.iter().for_each(|ticket| put_entry_id((ticket.hold, ticket.offset), &mut cmd));
     stream.of_group(stream.redis.run_cmd(&SCRIPTS.held, key, &cmd).await).await
 }
@@ -122,24 +136,31 @@ async fn run(
 /// where it is not this member's.
 pub(super) async fn charge(
     stream: &Stream,
-    name: &Name,
+    life: &Life,
     ticket: Ticket,
     more: &str,
 ) -> Result<Option<u32>> {
     if ticket.shard as usize >= stream.shards.len() {
         return Ok(None);
     }
-    match run(stream, name, ticket.shard as usize, "charge", more, &[ticket]).await? {
+    match run(stream, life, ticket.shard as usize, "charge", more, &[ticket]).await? {
         Some(Value::Int(attempts)) => Ok(Some(u32::try_from(attempts).unwrap_or(u32::MAX))),
         _ => Ok(None),
     }
 }
 
-/// Hands back what a member of this name held in an earlier life.
-pub(super) async fn forget(stream: &Stream, name: &Name) -> Result<()> {
+/// Begins a life: hands back what a member of this name held in an earlier one.
+pub(super) async fn begin(stream: &Stream, name: Name) -> Result<Life> {
+    let mut life = Life { name, cursors: Vec::new() };
     for shard in 0..stream.shards.len() {
-        run(stream, name, shard, "forget", FREE, &[]).await?;
+        let cursor = loop {
+            // The group was not there: it is now.
+            if let Some(cursor) = run(stream, &life, shard, "forget", FREE, &[]).await? {
+                break cursor;
+            }
+        };
+        life.cursors.push(String::from_utf8(bytes(cursor))?);
     }
     stream.known.handed_back.notify_waiters();
-    Ok(())
+    Ok(life)
 }

@@ -24,6 +24,26 @@ impl Shard {
         format!("{}:checkpoint:{origin}", self.beside)
     }
 
+    /// How many shards the stream has.
+    pub fn number(&self) -> String {
+        format!("{}:shards", self.beside)
+    }
+
+    /// The hash of who owns the shard in an ordered group.
+    pub fn owner(&self, group: &str) -> String {
+        format!("{}:owner:{group}", self.beside)
+    }
+
+    /// The members of a group, by when they were last seen.
+    pub fn living(&self, group: &str) -> String {
+        format!("{}:members:{group}", self.beside)
+    }
+
+    /// What the group's cursor is known by: another text each time that somebody moves it.
+    pub fn cursor(&self, group: &str) -> String {
+        format!("{}:cursor:{group}", self.beside)
+    }
+
     /// The hash of the dead letters of this name.
     pub fn dead(&self, name: &str) -> String {
         format!("{}:{name}", self.beside)
@@ -41,6 +61,15 @@ pub(super) fn shards(spec: &StreamSpec) -> Vec<Shard> {
     match spec.shards.max(1) {
         1 => vec![Shard::new(key.to_owned())],
         shards => (0..shards).map(|shard| Shard::new(format!("{key}:{{{shard}}}"))).collect(),
+    }
+}
+
+/// The first shard of the same stream, were it one of several, or the only one.
+pub(super) fn otherwise(spec: &StreamSpec) -> Shard {
+    let key = base(spec);
+    match spec.shards.max(1) {
+        1 => Shard::new(format!("{key}:{{0}}")),
+        _ => Shard::new(key.to_owned()),
     }
 }
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, Value};
+use redis::{Pipeline, Value};
 use tokio::sync::Mutex;
 
 use super::entry::{EntryId, Names, bytes, entry_id};
-use super::held::Name;
-use super::state::{FREE, SCRIPTS, Stream, is_group_missing};
+use super::held::{self, Life, Name};
+use super::state::{FREE, SCRIPTS, Stream, is_group_missing, moved};
 use crate::client::redis::odd;
 use crate::event::{Delivery, Ticket};
 
@@ -83,10 +83,11 @@ impl Lane {
     pub async fn read(
         &self,
         stream: &Stream,
-        name: &Name,
+        life: &Life,
         count: usize,
         block: Duration,
     ) -> Result<Found> {
+        let name = &life.name;
         let mut cmd = redis::cmd("XREADGROUP");
         cmd.arg("GROUP").arg(&name.group).arg(&name.member).arg("COUNT").arg(count);
         if !block.is_zero() {
@@ -100,18 +101,27 @@ impl Lane {
         for _ in &self.shards {
             cmd.arg(">");
         }
-        let answer = match self.ask(stream, &cmd).await {
+        let mut cursors = redis::cmd("MGET");
+        for shard in &self.shards {
+            cursors.arg(stream.shards[*shard].cursor(&name.group));
+        }
+        let mut both = redis::pipe();
+        both.add_command(cmd).add_command(cursors);
+        let answer = match self.ask(stream, &both).await {
             Err(error) if is_group_missing(&error) => {
                 stream.create_groups(true).await?;
                 return Ok(Found::default());
             }
             answer => answer?,
         };
-        let streams = match answer {
-            Value::Array(streams) => streams,
-            Value::Nil => Vec::new(),
+        let Value::Array(answer) = answer else { return Err(odd("XREADGROUP")) };
+        let mut answer = answer.into_iter();
+        let streams = match answer.next() {
+            Some(Value::Array(streams)) => streams,
+            Some(Value::Nil) => Vec::new(),
             _ => return Err(odd("XREADGROUP")),
         };
+        let Some(Value::Array(cursors)) = answer.next() else { return Err(odd("MGET")) };
         self.busy.store(streams.len(), Ordering::Relaxed);
         let mut state = self.state.lock().await;
         let mut found = Found::default();
@@ -129,17 +139,42 @@ impl Lane {
                 found.add(stream, name, *shard, entry, 1, &mut state.names);
             }
         }
+        drop(state);
+        self.check(stream, life, cursors, &found).await?;
         Ok(found)
     }
 
-    async fn ask(&self, stream: &Stream, cmd: &Cmd) -> Result<Value> {
+    /// Hands back what was read where the group's cursor was moved before: it is for the life that
+    /// begins then.
+    async fn check(
+        &self,
+        stream: &Stream,
+        life: &Life,
+        cursors: Vec<Value>,
+        found: &Found,
+    ) -> Result<()> {
+        let mut cursors = self.shards.iter().zip(cursors.into_iter().map(bytes));
+        let is_moved =
+            |(shard, cursor): &(&usize, Vec<u8>)| *cursor != life.cursors[**shard].as_bytes();
+        let Some(first) = cursors.find(is_moved) else { return Ok(()) };
+        let mut now = life.clone();
+        for (shard, cursor) in std::iter::once(first).chain(cursors) {
+            now.cursors[*shard] = String::from_utf8(cursor)?;
+        }
+        let read = found.deliveries.iter().map(|delivery| delivery.ticket);
+        let read: Vec<Ticket> = read.chain(found.not_ours.iter().copied()).collect();
+        held::release(stream, &now, &read).await?;
+        Err(moved())
+    }
+
+    async fn ask(&self, stream: &Stream, both: &Pipeline) -> Result<Value> {
         let mut own = self.connection.lock().await;
         let node = stream.redis.node(&stream.shards[self.shards[0]].stream).await?;
         let connection = match &mut *own {
             Some(connection) => connection,
             None => own.insert(node.connect(BLOCK_MAX).await?),
         };
-        match cmd.query_async(connection).await {
+        match both.query_async(connection).await {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 let error = node.explain(error);
@@ -152,26 +187,28 @@ impl Lane {
         }
     }
 
-    /// What others left behind: what was handed back, and where `lease` is given, what nobody
-    /// renewed for that long. Up to `count` of each shard.
+    /// What others left behind: what was handed back, and with `search`, what nobody renewed for
+    /// a lease; with that the member says that it lives. Up to `count` of each shard.
     pub async fn left(
         &self,
         stream: &Stream,
-        name: &Name,
+        life: &Life,
         count: usize,
-        lease: Option<Duration>,
+        lease: Duration,
+        search: bool,
     ) -> Result<Found> {
-        let mut state = self.state.lock().await;
-        let keys: Vec<&str> =
-            self.shards.iter().map(|shard| stream.shards[*shard].stream.as_str()).collect();
+        let (mut state, name) = (self.state.lock().await, &life.name);
+        let mut keys = vec![self.living(stream, &name.group)];
+        for shard in &self.shards {
+            keys.push(stream.shards[*shard].stream.clone());
+            keys.push(stream.shards[*shard].cursor(&name.group));
+        }
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         let mut cmd = SCRIPTS.left.call(&keys);
         cmd.arg(&name.group).arg(&name.member).arg(FREE).arg(count);
-        match lease {
-            Some(lease) => cmd.arg(lease.as_millis().max(1) as u64),
-            None => cmd.arg(""),
-        };
-        for cursor in &state.cursors {
-            cmd.arg(cursor);
+        cmd.arg(lease.as_millis().max(1) as u64).arg(if search { "all" } else { "" });
+        for (shard, cursor) in self.shards.iter().zip(&state.cursors) {
+            cmd.arg(cursor).arg(&life.cursors[*shard]);
         }
         let answer = stream.redis.run_cmd(&SCRIPTS.left, keys[0], &cmd).await;
         let Some(answer) = stream.of_group(answer).await? else { return Ok(Found::default()) };
@@ -191,14 +228,28 @@ impl Lane {
                 found.add(stream, name, *shard, entry, count.max(1) as u64, names);
             }
             *kept = String::from_utf8(bytes(cursor))?;
-            found.more |= lease.is_some() && *kept != "0-0";
+            found.more |= search && *kept != "0-0";
         }
         Ok(found)
+    }
+
+    /// The member does not live any more.
+    pub async fn leave(&self, stream: &Stream, name: &Name) -> Result<()> {
+        let living = self.living(stream, &name.group);
+        let mut cmd = redis::cmd("ZREM");
+        stream.redis.ask(&living, cmd.arg(&living).arg(&name.member)).await?;
+        Ok(())
+    }
+
+    /// Where a member says that it lives.
+    fn living(&self, stream: &Stream, group: &str) -> String {
+        stream.shards[self.shards[0]].living(group)
     }
 }
 
 impl Found {
-    fn add(
+    /// Adds an entry that was delivered, with its count.
+    pub fn add(
         &mut self,
         stream: &Stream,
         name: &Name,
@@ -220,6 +271,7 @@ impl Found {
             ticket,
             deliveries: (count % ATTEMPT).max(1) as u32,
             attempts: u32::try_from(count / ATTEMPT).unwrap_or(u32::MAX),
+            fence: None,
         });
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::dead;
 use super::hand::Hand;
-use super::held::{self, Name};
+use super::held::{self, Life, Name};
 use super::lanes::{BLOCK_MAX, Found, Lane, lanes};
 use super::state::{Stream, lock};
 use crate::event::{Delivery, Ticket};
@@ -38,7 +38,7 @@ pub(super) struct Member(Arc<Inner>);
 pub(super) struct Inner {
     stream: Arc<Stream>,
     group: GroupSpec,
-    name: Name,
+    life: Life,
     lanes: Vec<Lane>,
     hand: Mutex<Hand>,
     looks: Mutex<Looks>,
@@ -72,12 +72,12 @@ impl Member {
         if let Some(before) = before {
             before.close().await;
         }
-        held::forget(&stream, &name).await?;
+        let life = held::begin(&stream, name).await?;
         let inner = Arc::new(Inner {
             lanes: lanes(&stream),
             hand: Mutex::new(Hand::new(spec.group.lease)),
             group: spec.group,
-            name,
+            life,
             stream,
             looks: Mutex::new(Looks { looked: None, searched: None }),
             looking: AtomicBool::new(false),
@@ -87,7 +87,7 @@ impl Member {
             closed: AtomicBool::new(false),
             handing: tokio::sync::Mutex::default(),
         });
-        lock(&known.members).insert(inner.name.clone(), Arc::downgrade(&inner));
+        lock(&known.members).insert(inner.life.name.clone(), Arc::downgrade(&inner));
         Ok(Self(inner))
     }
 }
@@ -119,7 +119,7 @@ impl Inner {
         if !late.is_empty() {
             let inner = self.clone();
             tokio::spawn(async move {
-                let released = held::release(&inner.stream, &inner.name, &late).await;
+                let released = held::release(&inner.stream, &inner.life, &late).await;
                 inner.note(released);
             });
         }
@@ -145,7 +145,7 @@ impl Inner {
                     let lane = &inner.lanes[index];
                     let ended = Ended(&inner, &lane.reading);
                     let since = Instant::now();
-                    let found = lane.read(&inner.stream, &inner.name, count, block).await;
+                    let found = lane.read(&inner.stream, &inner.life, count, block).await;
                     inner.put(found, since);
                     drop(ended);
                     inner.mind();
@@ -171,7 +171,7 @@ impl Inner {
             if due {
                 looks.searched = looks.looked;
             }
-            due.then_some(lease)
+            due
         };
         // A script hands all ids on at once, of which there can be so many.
         let count = lock(&self.hand).count(events, bytes).min(1000);
@@ -180,7 +180,7 @@ impl Inner {
             let ended = Ended(&inner, &inner.looking);
             for lane in &inner.lanes {
                 let since = Instant::now();
-                let found = lane.left(&inner.stream, &inner.name, count, search).await;
+                let found = lane.left(&inner.stream, &inner.life, count, lease, search).await;
                 if found.as_ref().is_ok_and(|found| found.more || !found.deliveries.is_empty()) {
                     // There may be more right now.
                     *lock(&inner.looks) = Looks { looked: None, searched: None };
@@ -204,7 +204,7 @@ impl Inner {
                 if !found.not_ours.is_empty() {
                     let inner = self.clone();
                     tokio::spawn(async move {
-                        let acked = held::ack(&inner.stream, &inner.name, &found.not_ours).await;
+                        let acked = held::ack(&inner.stream, &inner.life, &found.not_ours).await;
                         inner.note(acked);
                     });
                 }
@@ -246,6 +246,18 @@ impl Inner {
         self.closed.store(true, Ordering::Release);
         self.rest().await;
         self.hand_back(Duration::ZERO).await;
+        if let Err(error) = self.leave().await {
+            tracing::debug!("could not say that a member is gone: {error:#}");
+        }
+    }
+
+    /// Says that it is not there any more.
+    async fn leave(&self) -> Result<()> {
+        self.rest().await;
+        for lane in &self.lanes {
+            lane.leave(&self.stream, &self.life.name).await?;
+        }
+        Ok(())
     }
 
     /// Hands back what was read ahead at least this long ago.
@@ -253,7 +265,7 @@ impl Inner {
         let _one = self.handing.lock().await;
         let old = lock(&self.hand).give_up(age);
         if !old.is_empty()
-            && let Err(error) = held::release(&self.stream, &self.name, &old).await
+            && let Err(error) = held::release(&self.stream, &self.life, &old).await
         {
             tracing::debug!("could not hand back what nobody waits for: {error:#}");
         }
@@ -324,12 +336,12 @@ impl Reader for Member {
 
     async fn ack(&self, tickets: &[Ticket]) -> Result<()> {
         let (sure, unsure) = lock(&self.0.hand).sort(tickets);
-        let Inner { stream, name, .. } = &*self.0;
+        let Inner { stream, life, .. } = &*self.0;
         if !sure.is_empty() {
-            held::ack(stream, name, &sure).await?;
+            held::ack(stream, life, &sure).await?;
         }
         if !unsure.is_empty() {
-            held::ack_own(stream, name, &unsure).await?;
+            held::ack_own(stream, life, &unsure).await?;
         }
         lock(&self.0.hand).let_go(tickets);
         Ok(())
@@ -341,7 +353,7 @@ impl Reader for Member {
             tickets.iter().partition(|ticket| hand.has(ticket))
         };
         let since = Instant::now();
-        let looked = held::renew(&self.0.stream, &self.0.name, &held).await?;
+        let looked = held::renew(&self.0.stream, &self.0.life, &held).await?;
         lost.extend(lock(&self.0.hand).renewed(&held, since, looked));
         Ok(lost)
     }
@@ -350,12 +362,12 @@ impl Reader for Member {
         if !lock(&self.0.hand).has(&ticket) {
             return Ok(None);
         }
-        held::charge(&self.0.stream, &self.0.name, ticket, "1").await
+        held::charge(&self.0.stream, &self.0.life, ticket, "1").await
     }
 
     async fn refund(&self, ticket: Ticket) -> Result<()> {
         if lock(&self.0.hand).has(&ticket) {
-            held::charge(&self.0.stream, &self.0.name, ticket, "-1").await?;
+            held::charge(&self.0.stream, &self.0.life, ticket, "-1").await?;
         }
         Ok(())
     }
@@ -370,15 +382,19 @@ impl Reader for Member {
             let held: Vec<Ticket> = held.collect();
             [hand.give_up(Duration::ZERO), held].concat()
         };
-        held::release(&self.0.stream, &self.0.name, &all).await?;
+        held::release(&self.0.stream, &self.0.life, &all).await?;
         lock(&self.0.hand).let_go(tickets);
         Ok(())
     }
 
+    async fn leave(&self) -> Result<()> {
+        self.0.leave().await
+    }
+
     async fn bury(&self, delivery: &Delivery, reason: &str) -> Result<()> {
-        let Inner { stream, group, name, hand, .. } = &*self.0;
+        let Inner { stream, group, life, hand, .. } = &*self.0;
         if lock(hand).has(&delivery.ticket) {
-            dead::bury(stream, group, name, delivery, reason).await?;
+            dead::bury(stream, group, life, delivery, reason).await?;
             lock(hand).let_go(&[delivery.ticket]);
         }
         Ok(())

@@ -4,7 +4,8 @@
 //! - [`keys`]: what is where. [`entry`]: an event as an entry, and the other way round ([`flat`]).
 //! - [`state`]: one open stream, and its groups.
 //! - [`append`]: the way in. [`member`]: the way out, with [`lanes`] that read, what a member has
-//!   in its [`hand`], and the commands about it ([`held`]).
+//!   in its [`hand`], and the commands about it ([`held`]); that of an [`ordered`] group.
+//! - [`cursor`]: where groups stand, and how they are put elsewhere.
 //! - [`dead`]: dead letters. [`status`]: what there is. [`tend`]: what is dropped.
 //!
 //! What has to happen at once happens in a script (`lua/`). A script leaves half of itself behind
@@ -15,6 +16,7 @@
 //! counts there is deliveries.
 
 mod append;
+mod cursor;
 mod dead;
 mod entry;
 mod flat;
@@ -23,6 +25,7 @@ mod held;
 mod keys;
 mod lanes;
 mod member;
+mod ordered;
 mod state;
 mod status;
 mod tend;
@@ -35,6 +38,7 @@ use async_trait::async_trait;
 use self::append::StreamWriter;
 use self::member::Member;
 use self::state::Stream;
+use super::cursor::{CursorMove, Moved, Refused, ShardCursor};
 use super::{
     Backend, Capabilities, Claim, DeadLetter, Kind, Reader, ReaderSpec, StreamSpec, StreamStatus,
     Writer,
@@ -87,7 +91,7 @@ pub static KIND: Kind = Kind {
         history: true,
         shards: true,
         transactional_checkpoint: true,
-        ordered: false,
+        ordered: true,
     },
     check,
     place,
@@ -144,7 +148,10 @@ impl Backend for Backing {
     }
 
     async fn reader(&self, spec: ReaderSpec) -> Result<Arc<dyn Reader>> {
-        Ok(Arc::new(Member::open(self.stream.clone(), spec).await?))
+        match spec.group.ordered {
+            true => Ok(Arc::new(ordered::Member::open(self.stream.clone(), spec).await?)),
+            false => Ok(Arc::new(Member::open(self.stream.clone(), spec).await?)),
+        }
     }
 
     async fn status(&self) -> Result<StreamStatus> {
@@ -162,6 +169,31 @@ impl Backend for Backing {
 
     async fn drop_group(&self, group: &str) -> Result<bool> {
         self.stream.drop_group(group).await
+    }
+
+    async fn cursor(&self, group: &str) -> Result<Vec<ShardCursor>> {
+        cursor::show(&self.stream, group).await
+    }
+
+    async fn move_cursor(&self, order: &CursorMove) -> Result<Result<Vec<Moved>, Refused>> {
+        cursor::set(&self.stream, order).await
+    }
+
+    async fn erase(&self) -> Result<()> {
+        let status = status::status(&self.stream).await?;
+        let groups: Vec<String> = status.groups.into_iter().map(|group| group.name).collect();
+        for group in &groups {
+            self.stream.drop_group(group).await?;
+        }
+        for shard in &self.stream.shards {
+            let mut cmd = ::redis::cmd("UNLINK");
+            cmd.arg(&shard.stream).arg(shard.number());
+            for name in dead::names(&self.stream) {
+                cmd.arg(shard.dead(&name));
+            }
+            self.stream.redis.ask(&shard.stream, &cmd).await?;
+        }
+        Ok(())
     }
 
     async fn dead(&self) -> Result<Vec<DeadLetter>> {

@@ -4,27 +4,32 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use redis::Value;
 use tokio::sync::Notify;
 
-use super::entry::Format;
+use super::entry::{Format, bytes};
 use super::held::Name;
 use super::keys::{self, Shard};
 use super::member::Inner;
 use crate::client::redis::{Redis, Script, address, code};
-use crate::stream::StreamSpec;
+use crate::stream::{StreamSpec, shards};
 
 /// The consumer that holds what members handed back, until another takes it.
 pub(super) const FREE: &str = "aqueduct:free";
 
 /// The scripts, by what they do.
 pub(super) struct Scripts {
+    pub ack: Script,
     pub append: Script,
     pub bury: Script,
     pub consumers: Script,
+    pub count: Script,
+    pub cursor: Script,
     pub held: Script,
     pub left: Script,
+    pub move_cursor: Script,
+    pub own: Script,
     pub replay: Script,
     pub status: Script,
     pub trim: Script,
@@ -32,11 +37,16 @@ pub(super) struct Scripts {
 
 /// All of them.
 pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
+    ack: Script::new(include_str!("lua/ack.lua")),
     append: Script::new(include_str!("lua/append.lua")),
     bury: Script::new(include_str!("lua/bury.lua")),
     consumers: Script::new(include_str!("lua/consumers.lua")),
+    count: Script::new(include_str!("lua/count.lua")),
+    cursor: Script::new(include_str!("lua/cursor.lua")),
     held: Script::new(include_str!("lua/held.lua")),
     left: Script::new(include_str!("lua/left.lua")),
+    move_cursor: Script::new(include_str!("lua/move.lua")),
+    own: Script::new(include_str!("lua/own.lua")),
     replay: Script::new(include_str!("lua/replay.lua")),
     status: Script::new(include_str!("lua/status.lua")),
     trim: Script::new(include_str!("lua/trim.lua")),
@@ -99,8 +109,63 @@ impl Stream {
         let known = lock(&KNOWN).entry(format!("{place} {key}")).or_default().clone();
         let (shards, format) = (keys::shards(&spec), Format::new(&spec, key));
         let stream = Self { redis, shards, format, known, spec };
+        stream.agree().await?;
         stream.create_groups(false).await?;
         Ok(stream)
+    }
+
+    /// Records how many shards there are, beside each, or errs where the number is another one. It
+    /// never changes: shards of a Redis Cluster cannot change it at once.
+    async fn agree(&self) -> Result<()> {
+        let wanted = self.spec.shards.max(1);
+        // The only shard and the first of several have different keys, so whoever is first to write
+        // the one looks at the other: before, and after, for another may do the same at once.
+        self.is_not_otherwise().await?;
+        for (index, shard) in self.shards.iter().enumerate() {
+            let key = shard.number();
+            let mut cmd = redis::cmd("SETNX");
+            cmd.arg(&key).arg(wanted);
+            let new = self.redis.ask(&key, &cmd).await? == Value::Int(1);
+            if !new && let Some(found) = self.number(&key).await?.filter(|it| *it != wanted) {
+                return Err(self.refusal(found));
+            }
+            if new
+                && index == 0
+                && let Err(error) = self.is_not_otherwise().await
+            {
+                self.redis.ask(&key, redis::cmd("DEL").arg(&key)).await?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Errs where the stream has one shard and several are asked for, or the other way round.
+    async fn is_not_otherwise(&self) -> Result<()> {
+        match self.number(&keys::otherwise(&self.spec).number()).await {
+            Ok(None) => Ok(()),
+            Ok(Some(found)) => Err(self.refusal(found)),
+            // A user who may not look there has never opened the stream with that number.
+            Err(error) if code(&error) == Some("NOPERM") => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The number of shards that is recorded under a key.
+    async fn number(&self, key: &str) -> Result<Option<u32>> {
+        match self.redis.ask(key, redis::cmd("GET").arg(key)).await? {
+            Value::Nil => Ok(None),
+            found => {
+                let text = String::from_utf8_lossy(&bytes(found)).into_owned();
+                let number = text.parse();
+                Ok(Some(number.with_context(|| format!("key `{key}` holds no number of shards"))?))
+            }
+        }
+    }
+
+    /// What is said where there are `recorded` shards.
+    pub fn refusal(&self, recorded: u32) -> anyhow::Error {
+        shards::fixed(&self.spec, recorded, "give it another `key`")
     }
 
     /// Creates the groups that are missing: at the start they ask for, or, where they had been
@@ -127,6 +192,7 @@ impl Stream {
     pub async fn of_group(&self, answer: Result<Value>) -> Result<Option<Value>> {
         match answer {
             Ok(answer) => Ok(Some(answer)),
+            Err(error) if code(&error) == Some("CURSOR") => Err(moved()),
             Err(error) if is_group_missing(&error) => {
                 self.create_groups(true).await?;
                 Ok(None)
@@ -148,6 +214,9 @@ impl Stream {
                 Err(error) if code(&error) == Some("ERR") => {}
                 Err(error) => return Err(error),
             }
+            let mut cmd = redis::cmd("DEL");
+            cmd.arg(shard.owner(group)).arg(shard.living(group)).arg(shard.cursor(group));
+            self.redis.ask(&shard.stream, &cmd).await?;
         }
         Ok(dropped)
     }
@@ -181,6 +250,11 @@ impl Stream {
             _ => None,
         }
     }
+}
+
+/// What ends the life of a member of whose group somebody has moved the cursor.
+pub(super) fn moved() -> anyhow::Error {
+    anyhow::anyhow!("somebody has moved the group's cursor: its members begin anew from there")
 }
 
 /// Whether an error says that a group, or the stream with its groups, is not there.

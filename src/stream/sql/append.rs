@@ -9,10 +9,10 @@ use async_trait::async_trait;
 
 use super::local::Chunk;
 use super::state::{Backlog, Ids, Stream};
-use super::{Database, Mode, Row, Sql, Stale, Statement, args, first, lock, statement};
+use super::{Database, Mode, Row, Sql, Stale, Statement, args, first, lock, shards, statement};
 use crate::event::Event;
 use crate::source::{Move, Position, Slot};
-use crate::stream::{Append, Appended, Writer, chunk, shard_of};
+use crate::stream::{Append, Appended, Writer, chunk, shard_for};
 
 /// How long what is known of the slowest group is believed: another process may add a group.
 const BACKLOG_KNOWN: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ const FORGET_SLOT: Statement =
 /// Locked until the commit: who appends to a stream does so alone, so that no reader passes an
 /// offset that is yet to be filled, and what is compared stays as it is.
 const HEADS: Statement = statement!(
-    "SELECT shard, next FROM offsets WHERE stream = $1 ORDER BY shard",
+    "SELECT shard, next, shards FROM offsets WHERE stream = $1 ORDER BY shard",
     lock "FOR UPDATE"
 );
 const SET_HEAD: Statement =
@@ -119,7 +119,7 @@ fn spread(appends: &[Append], shards: u32, turn: &mut u32) -> Vec<Spread> {
         let unkeyed = *turn % shards;
         *turn = turn.wrapping_add(1);
         for event in &append.events {
-            let shard = event.key.as_deref().map_or(unkeyed, |key| shard_of(key, shards));
+            let shard = shard_for(event, shards).unwrap_or(unkeyed);
             let to = &mut spread[shard as usize];
             to.events.push(event.clone());
             to.of.push(index);
@@ -213,11 +213,13 @@ pub(super) async fn heads<D: Database>(
     ids: &Ids,
     stream: &Stream<D>,
 ) -> Result<HashMap<u32, u64>> {
-    let rows = tx.rows(HEADS, args![ids.stream]).await?;
-    if rows.len() < stream.spec.shards.max(1) as usize {
+    let (rows, shards) = (tx.rows(HEADS, args![ids.stream]).await?, stream.spec.shards.max(1));
+    let Some(row) = rows.first() else { return Err(Stale.into()) };
+    shards::compare(row, 2, &stream.spec)?;
+    if rows.len() < shards as usize {
         return Err(Stale.into());
     }
-    rows.iter().map(|row| Ok((row.small(0)?, row.uint(1)?))).collect()
+    rows.iter().take(shards as usize).map(|row| Ok((row.small(0)?, row.uint(1)?))).collect()
 }
 
 /// Stores chunks at the heads of their shards, and wakes who waits for them.
@@ -265,7 +267,8 @@ impl<D: Database> Room<'_, D> {
         let known = (*lock(&self.stream.backlog)).filter(|known| {
             known.generation == tx.generation() && known.at.elapsed() < BACKLOG_KNOWN
         });
-        // Groups only ever catch up, so what was known and what came since is the most there is.
+        // Groups catch up, so what was known and what came since is the most there is. A cursor
+        // that was put back counts once this is not believed any more.
         let most = known.map(|known| known.events + self.appended.saturating_sub(known.appended));
         if events > 0 && most.is_none_or(|most| most + self.let_in + events > limit) {
             let exact = first(tx, BACKLOG, args![ids.stream]).await?;

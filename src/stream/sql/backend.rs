@@ -8,24 +8,59 @@ use async_trait::async_trait;
 use super::append::StreamWriter;
 use super::member::Member;
 use super::state::Stream;
-use super::{Database, Mode, Sql, Statement, args, dead, first, statement, status, tend};
+use super::{
+    Database, Mode, Sql, Statement, args, cursor, dead, first, own, statement, status, tend,
+};
 use crate::event::{Event, EventId};
 use crate::source::Dead;
+use crate::spec::Site;
+use crate::stream::cursor::{CursorMove, Moved, Refused, ShardCursor};
 use crate::stream::{Backend, DeadLetter, Reader, ReaderSpec, StreamSpec, StreamStatus, Writer};
 
 const DROP_GROUP: Statement =
     statement!("DELETE FROM groups WHERE stream = $1 AND name = $2 RETURNING id");
 const DROP_LEASES: Statement = statement!("DELETE FROM leases WHERE grp = $1");
 const DROP_CURSORS: Statement = statement!("DELETE FROM cursors WHERE grp = $1");
+const DROP_OWNERS: Statement = statement!("DELETE FROM owners WHERE grp = $1");
 const DROP_MEMBERS: Statement = statement!("DELETE FROM members WHERE grp = $1");
+
+const ERASE_OWNERS: Statement =
+    statement!("DELETE FROM owners WHERE grp IN (SELECT id FROM groups WHERE stream = $1)");
+const ERASE_LEASES: Statement =
+    statement!("DELETE FROM leases WHERE grp IN (SELECT id FROM groups WHERE stream = $1)");
+const ERASE_CURSORS: Statement =
+    statement!("DELETE FROM cursors WHERE grp IN (SELECT id FROM groups WHERE stream = $1)");
+const ERASE_MEMBERS: Statement =
+    statement!("DELETE FROM members WHERE grp IN (SELECT id FROM groups WHERE stream = $1)");
+const ERASE_GROUPS: Statement = statement!("DELETE FROM groups WHERE stream = $1");
+const ERASE_DEAD: Statement = statement!("DELETE FROM dead WHERE stream = $1");
+const ERASE_MESSAGES: Statement = statement!("DELETE FROM messages WHERE stream = $1");
+const ERASE_CHECKPOINTS: Statement = statement!("DELETE FROM checkpoints WHERE stream = $1");
+const ERASE_OFFSETS: Statement = statement!("DELETE FROM offsets WHERE stream = $1");
+const ERASE_STREAM: Statement = statement!("DELETE FROM streams WHERE id = $1");
+/// In the order in which rows are locked everywhere, but for the stream's own, which is locked
+/// first and goes last; groups after what is found by them.
+const ERASE: [Statement; 10] = [
+    ERASE_OFFSETS,
+    ERASE_MEMBERS,
+    ERASE_OWNERS,
+    ERASE_LEASES,
+    ERASE_CURSORS,
+    ERASE_DEAD,
+    ERASE_GROUPS,
+    ERASE_MESSAGES,
+    ERASE_CHECKPOINTS,
+    ERASE_STREAM,
+];
 
 /// Opens a stream in `db`, and creates every group of the spec that it does not have.
 pub(in crate::stream) async fn open<D: Database>(
     db: Arc<D>,
     spec: StreamSpec,
+    site: &Site,
 ) -> Result<Arc<dyn Backend>> {
     db.free_dead().await?;
-    Ok(Arc::new(SqlBackend { stream: Stream::open(db, spec).await? }))
+    Ok(Arc::new(SqlBackend { stream: Stream::open(db, spec, site).await? }))
 }
 
 /// A stream in a database.
@@ -63,6 +98,29 @@ impl<D: Database> Backend for SqlBackend<D> {
             .await
     }
 
+    async fn cursor(&self, group: &str) -> Result<Vec<ShardCursor>> {
+        cursor::show(&self.stream, group).await
+    }
+
+    async fn move_cursor(&self, order: &CursorMove) -> Result<Result<Vec<Moved>, Refused>> {
+        cursor::set(&self.stream, order).await
+    }
+
+    async fn erase(&self) -> Result<()> {
+        let erase = self.stream.transact(Mode::Durable, |tx, ids| {
+            Box::pin(async move {
+                cursor::lock_stream(tx, ids.stream).await?;
+                for statement in ERASE {
+                    tx.run(statement, args![ids.stream]).await?;
+                }
+                Ok(())
+            })
+        });
+        erase.await?;
+        self.stream.db.local().set_shards(&self.stream.spec.name, None);
+        Ok(())
+    }
+
     async fn dead(&self) -> Result<Vec<DeadLetter>> {
         dead::list(&self.stream).await
     }
@@ -82,8 +140,11 @@ impl<D: Database> Backend for SqlBackend<D> {
 
 async fn drop_group(tx: &mut dyn Sql, stream: i64, name: &str) -> Result<bool> {
     let Some(row) = first(tx, DROP_GROUP, args![stream, name]).await? else { return Ok(false) };
-    for statement in [DROP_LEASES, DROP_CURSORS, DROP_MEMBERS] {
-        tx.run(statement, args![row.int(0)?]).await?;
+    let group = row.int(0)?;
+    tx.run(DROP_MEMBERS, args![group]).await?;
+    own::lock(tx, group).await?;
+    for statement in [DROP_OWNERS, DROP_LEASES, DROP_CURSORS] {
+        tx.run(statement, args![group]).await?;
     }
     Ok(true)
 }

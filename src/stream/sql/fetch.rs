@@ -1,4 +1,5 @@
-//! What a fetch takes, in one transaction: first what others left behind, then new events.
+//! What a fetch takes, in one transaction: first what others left behind, then new events; in an
+//! ordered group, that of each shard that the member owns.
 
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use bytes::Bytes;
 
 use super::local::Chunk;
 use super::state::{Ids, Stream};
-use super::{Database, Sql, Stale, Statement, args, first, statement};
-use crate::event::{Delivery, Ticket};
+use super::{Database, Row, Sql, Stale, Statement, args, first, own, shards, statement};
+use crate::event::{Delivery, Fence, Ticket};
 use crate::stream::chunk;
 
 /// Events that one fetch looks at, at most, where few of them are for its group.
@@ -20,15 +21,22 @@ const CHUNKS_MAX: usize = 64;
 const ASKED_MIN: usize = 100;
 
 /// Whoever is just taking over the same leases has them.
+// invariant: all-is-stored-in-the-end
 const FREE: Statement = statement!(
     "SELECT id, shard, first, last, deliveries, attempts FROM leases
      WHERE grp = $1 AND deadline <= $2 ORDER BY deadline, shard, first LIMIT $3",
     lock "FOR UPDATE SKIP LOCKED"
 );
+/// Of a shard that the member owns: what an owner before it held.
+const LEFT: Statement = statement!(
+    "SELECT id, first, last, deliveries, attempts FROM leases
+     WHERE grp = $1 AND shard = $2 AND deadline = 0 ORDER BY first LIMIT $3",
+    lock "FOR UPDATE"
+);
 const TAKEN_OVER: Statement = statement!("DELETE FROM leases WHERE id = $1");
 const TAKEN_OVER_UP_TO: Statement = statement!("UPDATE leases SET first = $1 WHERE id = $2");
 const CURSORS: Statement = statement!(
-    "SELECT c.shard, c.next, o.next FROM cursors c
+    "SELECT c.shard, c.next, o.next, o.shards FROM cursors c
      JOIN offsets o ON o.stream = $1 AND o.shard = c.shard WHERE c.grp = $2 ORDER BY c.shard"
 );
 /// No row: somebody else is just moving it.
@@ -65,6 +73,8 @@ pub(super) struct Order {
     pub member: Arc<str>,
     /// How long it may be silent.
     pub lease_ms: i64,
+    /// Only of shards that the member owns, and in order.
+    pub ordered: bool,
     /// Which shard comes first, modulo their number.
     pub turn: usize,
     /// Events, at most.
@@ -105,13 +115,19 @@ pub(super) async fn fetch<D: Database>(
         order,
         stream: &stream.spec.name,
         token: fastrand::u64(..),
+        fence: None,
         taken: Taken::default(),
         bytes: 0,
         looked: 0,
     };
     let mut fetch = Fetch { tx, ids, stream, group, basket };
-    fetch.reclaim().await?;
-    fetch.advance().await?;
+    match order.ordered {
+        true => fetch.take_in_order().await?,
+        false => {
+            fetch.reclaim().await?;
+            fetch.advance().await?;
+        }
+    }
     Ok(fetch.basket.taken)
 }
 
@@ -138,22 +154,84 @@ impl<D: Database> Fetch<'_, D> {
         Ok(())
     }
 
+    /// Of each shard that the member owns, in turn: what an owner before left, then new events.
+    async fn take_in_order(&mut self) -> Result<()> {
+        let Order { group: name, member, lease_ms, turn, events, .. } = self.basket.order;
+        let asker = own::Asker { group: self.group, member, lease_ms: *lease_ms };
+        let (owned, gave_up) = own::balance(self.tx, asker).await?;
+        if gave_up {
+            self.tx.outbox().wake(&self.stream.spec.name, Some(name));
+        }
+        let rows = self.cursors().await?;
+        let group: Arc<str> = format!("{}/{name}/{:x}", self.stream.spec.name, self.group).into();
+        for index in 0..owned.len() {
+            let own::Owned { shard, epoch, held, left } = owned[(index + turn) % owned.len()];
+            // One that waits for a refused event is not to fill the member's hand.
+            if held >= 2 * *events as u64 {
+                continue;
+            }
+            if self.basket.full() {
+                self.basket.taken.more = true;
+                break;
+            }
+            self.basket.fence = Some(Arc::new(Fence { group: group.clone(), shard, epoch }));
+            if left && !self.take_left(shard).await? {
+                self.basket.taken.more = true;
+                break;
+            }
+            for row in &rows {
+                if row.small(0)? == shard {
+                    self.take_new(shard, row.uint(1)?, row.uint(2)?).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what an owner of the shard before left. `false`: there is more of it.
+    async fn take_left(&mut self, shard: u32) -> Result<bool> {
+        let limit = self.basket.order.events + 1;
+        for row in self.tx.rows(LEFT, args![self.group, shard, limit]).await? {
+            if self.basket.full() {
+                return Ok(false);
+            }
+            let (id, last) = (row.int(0)?, row.uint(2)?);
+            let counts = (row.small(3)? + 1, row.small(4)?);
+            let run = self.take(shard, row.uint(1)?, last + 1, counts).await?;
+            if run.next > last {
+                self.tx.run(TAKEN_OVER, args![id]).await?;
+            } else {
+                self.tx.run(TAKEN_OVER_UP_TO, args![run.next, id]).await?;
+            }
+            self.lease(shard, &run, counts).await?;
+            if run.next <= last {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// There is more for the next member, who may have found it locked.
     fn leave(&mut self) {
         self.basket.taken.more = true;
         self.tx.outbox().wake(&self.stream.spec.name, Some(&self.basket.order.group));
     }
 
+    /// For each shard, where the group is, and where the shard ends.
+    async fn cursors(&mut self) -> Result<Vec<Row>> {
+        let rows = self.tx.rows(CURSORS, args![self.ids.stream, self.group]).await?;
+        // Where there is none, the group was dropped, or all there was.
+        let Some(row) = rows.first() else { return Err(Stale.into()) };
+        shards::compare(row, 3, &self.stream.spec)?;
+        Ok(rows)
+    }
+
     /// Takes new events, from each shard in turn.
     async fn advance(&mut self) -> Result<()> {
-        let rows = self.tx.rows(CURSORS, args![self.ids.stream, self.group]).await?;
-        if rows.is_empty() {
-            // The group was dropped, or all there was.
-            return Err(Stale.into());
-        }
+        let rows = self.cursors().await?;
         for index in 0..rows.len() {
             let row = &rows[(index + self.basket.order.turn) % rows.len()];
-            let (shard, mut next, end) = (row.small(0)?, row.uint(1)?, row.uint(2)?);
+            let (shard, next, end) = (row.small(0)?, row.uint(1)?, row.uint(2)?);
             if next >= end {
                 continue;
             }
@@ -161,22 +239,30 @@ impl<D: Database> Fetch<'_, D> {
                 self.basket.taken.more = true;
                 break;
             }
-            if self.tx.is_shared() {
-                let cursor = args![self.group, shard];
-                let Some(locked) = first(self.tx, LOCK_CURSOR, cursor).await? else {
-                    self.basket.taken.busy = true;
-                    continue;
-                };
-                next = locked.uint(0)?;
-                if next >= end {
-                    continue;
-                }
-            }
-            let run = self.take(shard, next, end, (1, 0)).await?;
-            self.lease(shard, &run, (1, 0)).await?;
-            self.tx.run(SET_CURSOR, args![run.next, self.group, shard]).await?;
-            self.basket.taken.more |= run.next < end;
+            self.take_new(shard, next, end).await?;
         }
+        Ok(())
+    }
+
+    /// Takes new events of a shard, whose cursor was at `next` and which end before `end`.
+    async fn take_new(&mut self, shard: u32, mut next: u64, end: u64) -> Result<()> {
+        if next < end && self.tx.is_shared() {
+            let cursor = args![self.group, shard];
+            let Some(locked) = first(self.tx, LOCK_CURSOR, cursor).await? else {
+                self.basket.taken.busy = true;
+                return Ok(());
+            };
+            next = locked.uint(0)?;
+        }
+        if next >= end {
+            return Ok(());
+        }
+        let run = self.take(shard, next, end, (1, 0)).await?;
+        // The cursor passes what is leased, and never anything else.
+        // invariant: no-event-lost
+        self.lease(shard, &run, (1, 0)).await?;
+        self.tx.run(SET_CURSOR, args![run.next, self.group, shard]).await?;
+        self.basket.taken.more |= run.next < end;
         Ok(())
     }
 
@@ -272,6 +358,8 @@ struct Basket<'a> {
     order: &'a Order,
     stream: &'a Arc<str>,
     token: u64,
+    /// By what right events are taken, in an ordered group.
+    fence: Option<Arc<Fence>>,
     taken: Taken,
     bytes: usize,
     looked: u64,
@@ -305,6 +393,7 @@ impl Basket<'_> {
                     ticket,
                     deliveries: run.counts.0,
                     attempts: run.counts.1,
+                    fence: self.fence.clone(),
                 });
                 match run.ranges.last_mut() {
                     Some((_, last)) if *last + 1 == run.next => *last = run.next,

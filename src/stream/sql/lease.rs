@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use super::{Sql, Statement, args, first, statement};
+use super::{Sql, Statement, args, first, own, statement};
 use crate::event::Ticket;
 
 const HELD: Statement = statement!(
@@ -115,6 +115,7 @@ async fn carve(tx: &mut dyn Sql, group: i64, range: &Range) -> Result<Vec<Held>>
 /// The range is done with.
 pub(super) async fn ack(tx: &mut dyn Sql, group: i64, range: &Range) -> Result<()> {
     let Range { shard, token, first, last } = *range;
+    // invariant: only-the-holder-acks
     if tx.run(REMOVE_WHOLE, args![group, shard, first, last, token]).await? == 0 {
         for held in carve(tx, group, range).await? {
             remove(tx, &held).await?;
@@ -159,14 +160,16 @@ pub(super) async fn release(tx: &mut dyn Sql, group: i64, range: &Range) -> Resu
     Ok(())
 }
 
-/// Frees all that a member holds, as if it had never been delivered.
+/// Frees all that a member holds and owns, as if it had never been delivered.
 pub(super) async fn release_member(tx: &mut dyn Sql, group: i64, member: &str) -> Result<()> {
+    own::give_up_all(tx, group, member).await?;
     tx.run(RELEASE_MEMBER, args![fastrand::u64(..), group, member]).await?;
     Ok(())
 }
 
-/// Frees all that members of an instance hold, as if it had never been delivered.
+/// Frees all that members of an instance hold and own, as if it had never been delivered.
 pub(in crate::stream) async fn release_instance(tx: &mut dyn Sql, instance: &str) -> Result<()> {
+    own::free_instance(tx, instance).await?;
     tx.run(RELEASE_INSTANCE, args![fastrand::u64(..), instance]).await?;
     Ok(())
 }
@@ -190,8 +193,9 @@ pub(super) async fn one(tx: &mut dyn Sql, group: i64, ticket: Ticket) -> Result<
     Ok(carve(tx, group, &range).await?.pop())
 }
 
-/// Frees what an owner holds: it is gone. The delivery counts.
+/// Frees what a member holds and owns: it is gone. The delivery counts.
 pub(super) async fn free(tx: &mut dyn Sql, owner: &str) -> Result<()> {
+    own::free(tx, owner).await?;
     tx.run(FREE, args![fastrand::u64(..), owner]).await?;
     Ok(())
 }

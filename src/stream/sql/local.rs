@@ -2,14 +2,14 @@
 //! waits for events.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::lock;
 use crate::client::said::Telling;
-use crate::event::Event;
+use crate::event::{Event, hash};
 
 /// Chunks in the cache, at most.
 const CHUNKS: usize = 1024;
@@ -107,12 +107,21 @@ enum Tended {
     At(Instant),
 }
 
+/// Numbers of shards, by database and stream.
+type Numbers = HashMap<(u64, Arc<str>), u32>;
+
+/// Those that this process runs with. They outlive what it keeps beside a database, which goes
+/// with the last who has that open, and who failed opens it again.
+static NUMBERS: LazyLock<Mutex<Numbers>> = LazyLock::new(Mutex::default);
+
 /// A stream's name and a group's.
 type GroupName = (String, String);
 
 /// What this process keeps beside a database.
 #[derive(Debug, Default)]
 pub(in crate::stream) struct Local {
+    /// Tells the database from others.
+    place: u64,
     cache: Mutex<Cache>,
     signals: Mutex<HashMap<GroupName, Arc<Notify>>>,
     tended: Mutex<HashMap<Arc<str>, Tended>>,
@@ -121,6 +130,25 @@ pub(in crate::stream) struct Local {
 }
 
 impl Local {
+    /// What is kept beside the database at `place`.
+    pub fn beside(place: &str) -> Self {
+        Self { place: hash(place.as_bytes()), ..Self::default() }
+    }
+
+    /// How many shards a stream has, as this process knows that runs with it.
+    pub fn shards(&self, stream: &Arc<str>) -> Option<u32> {
+        lock(&NUMBERS).get(&(self.place, stream.clone())).copied()
+    }
+
+    /// This process runs with so many shards of a stream; `None`: the stream is gone.
+    pub fn set_shards(&self, stream: &Arc<str>, shards: Option<u32>) {
+        let (mut numbers, key) = (lock(&NUMBERS), (self.place, stream.clone()));
+        match shards {
+            Some(shards) => numbers.insert(key, shards),
+            None => numbers.remove(&key),
+        };
+    }
+
     /// The chunk that holds this offset of a stream's shard.
     pub fn chunk(&self, stream: i64, shard: u32, offset: u64) -> Option<Chunk> {
         lock(&self.cache).get(stream, shard, offset)
@@ -153,15 +181,16 @@ impl Local {
         }
     }
 
-    /// What wakes the members of a group.
+    /// What wakes the members of a group; or, where that has a NUL and a member's name behind it,
+    /// that member alone.
     pub fn signal(&self, stream: &str, group: &str) -> Arc<Notify> {
         lock(&self.signals).entry((stream.to_owned(), group.to_owned())).or_default().clone()
     }
 
-    /// Wakes a member of each group of `stream` (or of one).
+    /// Wakes a member of each group of `stream` (or of one), and each that has a signal of its own.
     pub fn wake(&self, stream: &str, group: Option<&str>) {
         for ((of, name), signal) in &*lock(&self.signals) {
-            if of == stream && group.is_none_or(|group| group == name) {
+            if of == stream && group.is_none_or(|group| Some(group) == name.split('\0').next()) {
                 signal.notify_one();
             }
         }

@@ -9,13 +9,13 @@ use anyhow::Result;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 use super::fetch::{Order, Taken, fetch};
 use super::lease::{self, Range, ranges};
 use super::state::Stream;
-use super::{Database, Mode, Sql, Statement, args, dead, first, lock, statement};
+use super::{Database, Mode, Sql, Statement, args, dead, first, lock, own, statement};
 use crate::event::{Delivery, Ticket};
 use crate::stream::{Reader, ReaderSpec};
 
@@ -39,6 +39,17 @@ const IS_DUE: Statement = statement!(
        OR NOT EXISTS (SELECT 1 FROM cursors WHERE grp = $1) THEN 1 ELSE 0 END"
 );
 
+/// The same for a member of an ordered group, which also claims what is free.
+const IS_DUE_IN_ORDER: Statement = statement!(
+    "SELECT CASE WHEN EXISTS (SELECT 1 FROM owners WHERE grp = $1 AND until <= $2)
+       OR EXISTS (SELECT 1 FROM owners w JOIN leases l ON l.grp = w.grp AND l.shard = w.shard
+                  WHERE w.grp = $1 AND w.member = $4 AND l.deadline = 0)
+       OR EXISTS (SELECT 1 FROM owners w JOIN cursors c ON c.grp = w.grp AND c.shard = w.shard
+                  JOIN offsets o ON o.stream = $3 AND o.shard = w.shard
+                  WHERE w.grp = $1 AND w.member = $4 AND c.next < o.next)
+       OR NOT EXISTS (SELECT 1 FROM cursors WHERE grp = $1) THEN 1 ELSE 0 END"
+);
+
 /// One member. A clone shares what it is.
 pub(super) struct Member<D>(Arc<Inner<D>>);
 
@@ -59,6 +70,11 @@ struct Inner<D> {
     /// Held by whoever changes what the member holds: two that cut one lease would not see each
     /// other's rows.
     hand: Mutex<()>,
+    /// In an ordered group: held by who takes, to the end of its transaction, also where nobody
+    /// waits for it any more.
+    taking: Arc<Mutex<()>>,
+    /// What was taken, and is to be handed back before anybody takes what is behind it.
+    unwanted: StdMutex<Vec<Ticket>>,
     turn: AtomicUsize,
 }
 
@@ -80,6 +96,8 @@ impl<D: Database> Member<D> {
             seen: StdMutex::default(),
             rests: StdMutex::default(),
             hand: Mutex::default(),
+            taking: Arc::default(),
+            unwanted: StdMutex::default(),
             turn: AtomicUsize::new(fastrand::usize(..) / 2),
             stream,
             spec,
@@ -89,9 +107,9 @@ impl<D: Database> Member<D> {
             .write(Mode::Kept, move |tx, group| {
                 let inner = inner.clone();
                 Box::pin(async move {
-                    lease::free(tx, &inner.name).await?;
+                    inner.see(tx, group).await?;
                     tx.outbox().wake(&inner.stream.spec.name, Some(&inner.spec.group.name));
-                    inner.see(tx, group).await
+                    lease::free(tx, &inner.name).await
                 })
             })
             .await?;
@@ -136,13 +154,30 @@ impl<D: Database> Member<D> {
         .await
     }
 
+    /// Waits until nobody else takes, and hands back what was taken for nobody: of each shard
+    /// that is the oldest, and what is behind it must not be delivered before.
+    async fn take_turn(&self) -> Result<OwnedMutexGuard<()>> {
+        let turn = self.0.taking.clone().lock_owned().await;
+        let unwanted = lock(&self.0.unwanted).clone();
+        if !unwanted.is_empty() {
+            self.release_now(&unwanted).await?;
+            lock(&self.0.unwanted).clear();
+        }
+        Ok(turn)
+    }
+
     /// Takes what there is now.
     async fn take(&self, events: usize, bytes: usize) -> Result<Leased<D>> {
         let inner = &*self.0;
+        let turn = match inner.spec.group.ordered {
+            true => Some(Arc::new(self.take_turn().await?)),
+            false => None,
+        };
         let order = Order {
             group: inner.spec.group.name.clone(),
             member: inner.name.clone(),
             lease_ms: inner.lease_ms,
+            ordered: inner.spec.group.ordered,
             turn: inner.turn.fetch_add(1, Ordering::Relaxed),
             events: events.max(1),
             bytes,
@@ -151,11 +186,11 @@ impl<D: Database> Member<D> {
         inner
             .stream
             .transact(Mode::Loose, move |tx, ids| {
-                let (member, order) = (member.clone(), order.clone());
+                let (member, order, turn) = (member.clone(), order.clone(), turn.clone());
                 Box::pin(async move {
                     member.0.see_in_time(tx, ids.group(&order.group)?).await?;
                     let taken = fetch(tx, &ids, &member.0.stream, &order).await?;
-                    Ok(Leased { member, taken })
+                    Ok(Leased { member, taken, _turn: turn })
                 })
             })
             .await
@@ -166,15 +201,20 @@ impl<D: Database> Member<D> {
         if self.0.is_to_be_seen() {
             return Ok(true);
         }
-        let name = self.0.spec.group.name.clone();
+        let inner = self.0.clone();
         self.0
             .stream
             .transact(Mode::Read, move |tx, ids| {
-                let group = ids.group(&name);
+                let (group, inner) = (ids.group(&inner.spec.group.name), inner.clone());
                 Box::pin(async move {
                     let Ok(group) = group else { return Ok(true) };
                     let now = tx.now_ms();
-                    let row = first(tx, IS_DUE, args![group, now, ids.stream]).await?;
+                    let row = if inner.spec.group.ordered {
+                        let args = args![group, now, ids.stream, &*inner.name];
+                        first(tx, IS_DUE_IN_ORDER, args).await?
+                    } else {
+                        first(tx, IS_DUE, args![group, now, ids.stream]).await?
+                    };
                     row.map_or(Ok(true), |row| Ok(row.int(0)? != 0))
                 })
             })
@@ -184,8 +224,14 @@ impl<D: Database> Member<D> {
     async fn release_now(&self, tickets: &[Ticket]) -> Result<()> {
         let inner = self.0.clone();
         self.each(tickets, move |tx, group, range| {
-            tx.outbox().wake(&inner.stream.spec.name, Some(&inner.spec.group.name));
-            Box::pin(async move { lease::release(tx, group, &range).await })
+            let inner = inner.clone();
+            Box::pin(async move {
+                tx.outbox().wake(&inner.stream.spec.name, Some(&inner.spec.group.name));
+                if inner.spec.group.ordered {
+                    own::give_up(tx, group, &inner.name, range.shard).await?;
+                }
+                lease::release(tx, group, &range).await
+            })
         })
         .await
     }
@@ -197,8 +243,27 @@ impl<D: Database> Member<D> {
 }
 
 impl<D: Database> Inner<D> {
+    /// How often the member says that it is there, at most. In an ordered group what it owns
+    /// depends on it.
+    fn seen_every(&self) -> Duration {
+        match self.spec.group.ordered {
+            true => (self.spec.group.lease / 4).min(SEEN / 2),
+            false => SEEN,
+        }
+    }
+
     fn is_to_be_seen(&self) -> bool {
-        lock(&self.seen).at.is_none_or(|at| at.elapsed() >= SEEN)
+        lock(&self.seen).at.is_none_or(|at| at.elapsed() >= self.seen_every())
+    }
+
+    /// What wakes the member. In an ordered group an event is for one member only.
+    fn signal(&self) -> Arc<Notify> {
+        let (stream, group) = (&self.stream.spec.name, &self.spec.group);
+        let name = match group.ordered {
+            true => format!("{}\0{}", group.name, self.name),
+            false => group.name.to_string(),
+        };
+        self.stream.db.local().signal(stream, &name)
     }
 
     /// Says that the member is there, if it is time.
@@ -216,13 +281,13 @@ impl<D: Database> Inner<D> {
         let found = first(tx, LAST_SEEN, args![group, &*self.name]).await?;
         let found = found.map(|row| row.int(0)).transpose()?;
         let Seen { stored, .. } = *lock(&self.seen);
+        let now = tx.now_ms();
+        tx.run(SEE, args![group, &*self.name, now]).await?;
         if found.is_some() && stored != [None; 2] && !stored.contains(&found) {
             // The database has gone back to before. Of what it says that the member holds, the
             // member need not know.
             lease::release_member(tx, group, &self.name).await?;
         }
-        let now = tx.now_ms();
-        tx.run(SEE, args![group, &*self.name, now]).await?;
         *lock(&self.seen) = Seen { at: Some(Instant::now()), stored: [found, Some(now)] };
         Ok(())
     }
@@ -233,7 +298,8 @@ impl<D: Database> Reader for Member<D> {
     async fn fetch(&self, events: usize, bytes: usize, wait: Duration) -> Result<Vec<Delivery>> {
         let Inner { stream, spec, rests, .. } = &*self.0;
         let end = Instant::now() + wait.min(WAIT_MAX);
-        let signal = stream.db.local().signal(&stream.spec.name, &spec.group.name);
+        let (signal, ordered) = (self.0.signal(), spec.group.ordered);
+        let every = if ordered { D::LOOK.min(self.0.seen_every()) } else { D::LOOK };
         // Who does not wait wants to know what there is now.
         if wait.is_zero() {
             *lock(rests) = None;
@@ -260,9 +326,11 @@ impl<D: Database> Reader for Member<D> {
                 }
                 continue;
             };
-            let look = rested + D::LOOK;
+            let look = rested + every;
             let signalled = timeout_at(end.min(look), signal.notified()).await.is_ok();
-            if signalled || (Instant::now() >= look && self.is_due().await?) {
+            // All members of an ordered group are woken, and few of them find something.
+            let looks = Instant::now() >= look || (signalled && ordered);
+            if (signalled && !ordered) || (looks && self.is_due().await?) {
                 *lock(rests) = None;
             } else if Instant::now() >= end {
                 return Ok(Vec::new());
@@ -276,7 +344,12 @@ impl<D: Database> Reader for Member<D> {
         self.each(tickets, |tx, group, range| {
             Box::pin(async move { lease::ack(tx, group, &range).await })
         })
-        .await
+        .await?;
+        if self.0.spec.group.ordered {
+            // A shard of which it held too much may be read from again.
+            self.0.signal().notify_one();
+        }
+        Ok(())
     }
 
     async fn renew(&self, tickets: &[Ticket]) -> Result<Vec<Ticket>> {
@@ -286,6 +359,10 @@ impl<D: Database> Reader for Member<D> {
             let (inner, ranges) = (inner.clone(), ranges.clone());
             Box::pin(async move {
                 inner.see_in_time(tx, group).await?;
+                if inner.spec.group.ordered {
+                    let Inner { name, lease_ms, .. } = &*inner;
+                    own::keep(tx, own::Asker { group, member: name, lease_ms: *lease_ms }).await?;
+                }
                 let deadline = tx.now_ms() + inner.lease_ms;
                 let mut lost = Vec::new();
                 for range in &*ranges {
@@ -311,6 +388,18 @@ impl<D: Database> Reader for Member<D> {
         self.release_now(tickets).await
     }
 
+    async fn leave(&self) -> Result<()> {
+        let inner = self.0.clone();
+        self.write(Mode::Loose, move |tx, group| {
+            let inner = inner.clone();
+            Box::pin(async move {
+                tx.outbox().wake(&inner.stream.spec.name, Some(&inner.spec.group.name));
+                own::leave(tx, group, &inner.name).await
+            })
+        })
+        .await
+    }
+
     async fn bury(&self, delivery: &Delivery, reason: &str) -> Result<()> {
         let Inner { stream, spec, hand, .. } = &*self.0;
         let letter = Arc::new(dead::Letter::new(delivery, &spec.group, reason)?);
@@ -329,6 +418,8 @@ impl<D: Database> Reader for Member<D> {
 struct Leased<D: Database> {
     member: Member<D>,
     taken: Taken,
+    /// Goes after the events are known as unwanted.
+    _turn: Option<Arc<OwnedMutexGuard<()>>>,
 }
 
 impl<D: Database> Drop for Leased<D> {
@@ -339,10 +430,18 @@ impl<D: Database> Drop for Leased<D> {
         }
         let tickets: Vec<Ticket> = left.iter().map(|delivery| delivery.ticket).collect();
         let member = self.member.clone();
+        let ordered = member.0.spec.group.ordered;
+        if ordered {
+            lock(&member.0.unwanted).extend(&tickets);
+        }
         // Without a runtime the process ends, and the next one takes them over.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
-                if let Err(error) = member.release_now(&tickets).await {
+                let released = match ordered {
+                    true => member.take_turn().await.map(drop),
+                    false => member.release_now(&tickets).await,
+                };
+                if let Err(error) = released {
                     tracing::debug!(%error, "could not hand back what nobody waits for");
                 }
             });

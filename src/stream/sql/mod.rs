@@ -5,23 +5,32 @@
 //! - [`schema`]: the tables: messages (a chunk of events a row), offsets, cursors, leases.
 //! - [`state`]: one stream in a database; [`backend`]: it as the actors see it.
 //! - [`append`] and [`fetch`]: the way of the events in and out; [`lease`] and [`member`]: who
-//!   holds them meanwhile; [`dead`]: where they go when nobody wants them.
+//!   holds them meanwhile, and [`own`] who owns the shards of an ordered group; [`dead`]: where
+//!   they go when nobody wants them.
+//! - [`cursor`]: where groups stand, and how they are put elsewhere.
+//! - [`shards`]: how many there are, and when that may change.
 //! - [`local`]: what a process keeps beside the database: chunks, and who waits.
 //! - [`tend`]: what is deleted, and what is taken over from processes that are gone.
 //!
 //! SQLite runs one transaction that writes at a time. PostgreSQL runs many, and shows each
 //! statement what was committed before it (`READ COMMITTED`): so whatever is changed on the
 //! ground of what was read is locked by the reading (`FOR UPDATE`), always in the order offsets,
-//! leases, cursors, dead letters.
+//! members, owners, leases, cursors, dead letters, and rows of one table by their keys. (A fetch
+//! does not wait for a cursor, but passes over one that is locked: so [`cursor`] may lock it before
+//! the leases.) Who trims a stream, moves a cursor in it or changes the number of its shards locks
+//! its row in `streams` before all else, so that none misses what another does.
 
 mod append;
 pub(super) mod backend;
+mod cursor;
 mod dead;
 mod fetch;
 pub(super) mod lease;
 pub(super) mod local;
 mod member;
+mod own;
 pub(super) mod schema;
+mod shards;
 mod state;
 mod status;
 pub(super) mod tend;

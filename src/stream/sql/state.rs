@@ -8,7 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
 
+use super::shards::{self, May, Opener};
 use super::{Database, Mode, Sql, Stale, Statement, args, first, lock, statement};
+use crate::spec::Site;
 use crate::stream::StreamSpec;
 
 /// How often a transaction is begun anew because the database has become another one meanwhile.
@@ -17,14 +19,12 @@ const TRIES: usize = 5;
 const FIND_STREAM: Statement = statement!("SELECT id FROM streams WHERE name = $1");
 const ADD_STREAM: Statement =
     statement!("INSERT INTO streams (id, name) VALUES ($1, $2) ON CONFLICT DO NOTHING");
-const ADD_SHARD: Statement = statement!(
-    "INSERT INTO offsets (stream, shard, next) VALUES ($1, $2, 0) ON CONFLICT DO NOTHING"
-);
 const ADD_GROUP: Statement =
     statement!("INSERT INTO groups (id, stream, name) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING");
 const START_AT_THE_END: Statement = statement!(
     "INSERT INTO cursors (grp, shard, next) SELECT g.id, o.shard, o.next FROM groups g
-     JOIN offsets o ON o.stream = g.stream WHERE g.stream = $1 AND g.name = $2"
+     JOIN offsets o ON o.stream = g.stream AND o.shard < o.shards
+     WHERE g.stream = $1 AND g.name = $2"
 );
 /// Every group has a cursor in every shard, also where somebody else made the one or the other; a
 /// missing one starts at the oldest event retained.
@@ -32,8 +32,8 @@ const START_AT_THE_BEGINNING: Statement = statement!(
     "INSERT INTO cursors (grp, shard, next)
      SELECT g.id, o.shard, COALESCE((SELECT MIN(first) FROM messages m
        WHERE m.stream = o.stream AND m.shard = o.shard), o.next)
-     FROM groups g JOIN offsets o ON o.stream = g.stream WHERE g.stream = $1
-     ON CONFLICT DO NOTHING"
+     FROM groups g JOIN offsets o ON o.stream = g.stream AND o.shard < o.shards
+     WHERE g.stream = $1 ON CONFLICT DO NOTHING"
 );
 const GROUPS: Statement = statement!("SELECT name, id FROM groups WHERE stream = $1");
 
@@ -80,6 +80,8 @@ pub(super) struct Stream<D> {
     pub db: Arc<D>,
     /// As the topology file has it.
     pub spec: StreamSpec,
+    /// This process.
+    site: Site,
     ids: StdMutex<Option<Arc<Ids>>>,
     /// What is known of the slowest group.
     pub backlog: StdMutex<Option<Backlog>>,
@@ -87,9 +89,9 @@ pub(super) struct Stream<D> {
 
 impl<D: Database> Stream<D> {
     /// The stream in `db`. It is created there, with its groups.
-    pub async fn open(db: Arc<D>, spec: StreamSpec) -> Result<Arc<Self>> {
+    pub async fn open(db: Arc<D>, spec: StreamSpec, site: &Site) -> Result<Arc<Self>> {
         let (ids, backlog) = (StdMutex::default(), StdMutex::default());
-        let stream = Arc::new(Self { db, spec, ids, backlog });
+        let stream = Arc::new(Self { db, spec, site: site.clone(), ids, backlog });
         stream.declare().await?;
         Ok(stream)
     }
@@ -134,17 +136,39 @@ impl<D: Database> Stream<D> {
             .await
     }
 
+    /// What it may do where the stream has another number of shards. Who ran with this one does not
+    /// change it back: whoever changed it runs with the other.
+    fn may(&self) -> May {
+        let known = self.db.local().shards(&self.spec.name) == Some(self.spec.shards.max(1));
+        match (known || lock(&self.ids).is_some(), self.site.runs) {
+            (true, _) => May::GoOn,
+            (false, true) => May::Change,
+            (false, false) => May::Look,
+        }
+    }
+
     /// Creates what is missing of the stream, its shards and its groups.
     async fn declare(self: &Arc<Self>) -> Result<()> {
         let stream = self.clone();
-        let ids = self
+        let may = self.may();
+        let (ids, shards_before) = self
             .db
             .transact(Mode::Durable, move |tx| {
                 let before = lock(&stream.ids).clone();
-                let spec = stream.spec.clone();
-                Box::pin(async move { declare(tx, &spec, before.as_deref()).await })
+                let stream = stream.clone();
+                Box::pin(async move {
+                    let opener = Opener { instance: &stream.site.instance, may };
+                    declare(tx, &stream.spec, opener, before.as_deref()).await
+                })
             })
             .await?;
+        if let Some(before) = shards_before {
+            let (stream, shards) = (&self.spec.name, self.spec.shards);
+            tracing::info!(%stream, "the stream was read to its end: {before} shards are {shards}");
+        }
+        if self.site.runs {
+            self.db.local().set_shards(&self.spec.name, Some(self.spec.shards.max(1)));
+        }
         let mut known = lock(&self.ids);
         if known.as_ref().is_none_or(|known| known.generation <= ids.generation) {
             *known = Some(Arc::new(ids));
@@ -153,7 +177,13 @@ impl<D: Database> Stream<D> {
     }
 }
 
-async fn declare(tx: &mut dyn Sql, spec: &StreamSpec, before: Option<&Ids>) -> Result<Ids> {
+/// Creates what is missing. Answers also how many shards there were, where that has changed.
+async fn declare(
+    tx: &mut dyn Sql,
+    spec: &StreamSpec,
+    opener: Opener<'_>,
+    before: Option<&Ids>,
+) -> Result<(Ids, Option<u32>)> {
     tx.run(ADD_STREAM, args![new_id(), &*spec.name]).await?;
     let found = first(tx, FIND_STREAM, args![&*spec.name]).await?;
     let stream = found.context("the stream was not created")?.int(0)?;
@@ -161,9 +191,7 @@ async fn declare(tx: &mut dyn Sql, spec: &StreamSpec, before: Option<&Ids>) -> R
     // while they were, so `latest` does not count.
     let earliest = before
         .is_some_and(|before| before.generation != tx.generation() || before.stream != stream);
-    for shard in 0..spec.shards.max(1) {
-        tx.run(ADD_SHARD, args![stream, shard]).await?;
-    }
+    let shards_before = shards::agree(tx, stream, spec, opener).await?;
     for group in &spec.groups {
         let made = tx.run(ADD_GROUP, args![new_id(), stream, &*group.name]).await?;
         if made > 0 && group.latest && !earliest {
@@ -173,7 +201,8 @@ async fn declare(tx: &mut dyn Sql, spec: &StreamSpec, before: Option<&Ids>) -> R
     tx.run(START_AT_THE_BEGINNING, args![stream]).await?;
     let mut rows = tx.rows(GROUPS, args![stream]).await?;
     let groups = rows.iter_mut().map(|row| Ok((row.text(0)?, row.int(1)?)));
-    Ok(Ids { generation: tx.generation(), stream, groups: groups.collect::<Result<_>>()? })
+    let groups = groups.collect::<Result<_>>()?;
+    Ok((Ids { generation: tx.generation(), stream, groups }, shards_before))
 }
 
 fn new_id() -> i64 {

@@ -14,7 +14,7 @@ use crate::stream::{ConsumerStatus, GroupStatus, StreamStatus, chunk};
 const LENGTHS: Statement = statement!(
     "SELECT o.next - COALESCE((SELECT MIN(first) FROM messages m
        WHERE m.stream = o.stream AND m.shard = o.shard), o.next)
-     FROM offsets o WHERE o.stream = $1 ORDER BY o.shard"
+     FROM offsets o WHERE o.stream = $1 AND o.shard < o.shards ORDER BY o.shard"
 );
 /// One statement for all groups, so that no event is in neither number on its way from lag to
 /// pending.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::state::Stream;
-use super::{Database, Mode, Sql, Statement, args, first, lease, statement};
+use super::{Database, Mode, Sql, Statement, args, cursor, first, lease, statement};
 use crate::stream::Retain;
 
 /// Chunks that one transaction deletes of a shard, at most.
@@ -104,8 +104,10 @@ pub(in crate::stream) async fn owners<D: Database>(
 /// Frees what these members held: they are gone.
 pub(in crate::stream) async fn free(tx: &mut dyn Sql, owners: &[String]) -> Result<()> {
     for owner in owners {
-        lease::free(tx, owner).await?;
         tx.run(FORGET_MEMBER, args![&**owner]).await?;
+    }
+    for owner in owners {
+        lease::free(tx, owner).await?;
     }
     Ok(())
 }
@@ -149,7 +151,8 @@ async fn delete_some<D: Database>(stream: &Arc<Stream<D>>) -> Result<bool> {
     stream
         .transact(Mode::Loose, move |tx, ids| {
             Box::pin(async move {
-                // Looked at anew: a group may have been created since.
+                cursor::lock_stream(tx, ids.stream).await?;
+                // Looked at anew: a group may have been created since, or its cursor moved back.
                 let found = deletable(tx, ids.stream, retain).await?;
                 for (shard, last) in &found {
                     tx.run(DELETE, args![ids.stream, *shard, *last]).await?;
@@ -171,6 +174,7 @@ async fn deletable(tx: &mut dyn Sql, stream: i64, retain: Retain) -> Result<Vec<
     };
     let mut found = Vec::new();
     for shard in tx.rows(NEEDED, args![stream]).await? {
+        // invariant: no-event-lost
         let needed = shard.opt_int(1)?.map(|cursor| {
             let leased = shard.opt_int(2).ok().flatten();
             leased.map_or(cursor, |leased| leased.min(cursor))

@@ -175,11 +175,22 @@ fn room<K: Kind>(
         let owner = format!("{}.{}", room.noun(), shown(name));
         let of = kind.map(|kind| format!("a `{}`", kind.name()));
         let unknown_kind = kind.is_none();
+        // Where the kind is a variable, so is what only some kinds have; the others are given none.
+        let varies = |key: &str| findings.places.holds_variable(&[room.noun(), name, key]);
+        let kind_varies = varies(KIND.name);
+        let is_none = |key: &str| {
+            if !kind_varies && !varies(key) {
+                return false;
+            }
+            let empty = |raw: &config::Value| matches!(&raw.kind, ValueKind::String(text) if text.is_empty());
+            let known = || kinds.iter().flat_map(|kind| kind.keys());
+            raw.get(key).is_some_and(empty) && known().any(|known| known.name == key)
+        };
         let table = Table {
             owner: &owner,
             of: of.as_deref(),
             keys: keys.chain(own),
-            ignores: &|_| unknown_kind,
+            ignores: &|key| unknown_kind || is_none(key),
         };
         let (mut values, mut problems) = table.read(raw);
         problems.retain(|problem| problem.path != [KIND.name]);

@@ -219,6 +219,16 @@ fn group_asks(draft: &Draft, group: &Part<crate::stream::Kind>, findings: &mut F
         );
         findings.fault(&path, message);
     }
+    if draft.stream(values.str("to")).is_some() {
+        let able = draft.kinds.sinks.iter().filter(|kind| kind.capabilities.fencing);
+        let message = format!(
+            "`ordered = true` into `{}`, a stream, which cannot turn away a member that lost its \
+             shard (a sink of a kind that can: {})",
+            values.str("to"),
+            listed(able.map(|kind| kind.name), "and")
+        );
+        findings.fault(&path, message);
+    }
     let shards = draft.stream(values.str("from")).map_or(1, |stream| stream.values.uint("shards"));
     if values.uint("members") > shards.max(1) {
         let message = format!(

@@ -54,7 +54,7 @@ function eventOf(event, state, head, foot) {
     ? h("a", { href: `${jaegerAt(jaeger)}/trace/${event.trace_id}`, target: "_blank", rel: "noreferrer" }, "trace")
     : null;
   const cut = event.bytes > new TextEncoder().encode(event.body).length ? h("span.dim", {}, ` … ${exact(event.bytes)} bytes in all`) : null;
-  const facts = [`from ${event.source}`, event.key ? `key ${event.key}` : null, event.id].filter(Boolean).join(" · ");
+  const facts = [`from ${event.source}`, event.key ? `key ${event.key}` : null, event.type ? `type ${event.type}` : null, event.id].filter(Boolean).join(" · ");
   return h("li", {}, h("p.head", {}, head, trace && [" ", trace]), h("pre", {}, event.body, cut), h("p.facts", {}, facts), foot);
 }
 

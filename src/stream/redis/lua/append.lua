@@ -1,26 +1,34 @@
--- Compare and append. KEYS: the stream's shards that are written, then checkpoints.
--- ARGV: number of streams, field of a body, mode, the groups, the appends. An append has the
+-- Compare and append. KEYS: the stream's shards that are written, checkpoints, and where the number
+-- of shards is recorded.
+-- ARGV: number of streams, field of a body, mode, number of shards, the groups, the appends. An append has the
 -- index of its checkpoint in KEYS (0: none), 1 where it is only to catch up, moves (slot, from,
 -- to; '' for none) and runs of events.
 -- Modes: 'exact' (each step starts at what is stored), 'dry' (the same, but nothing is written),
 -- 'any' (a shard beside the one that decides: it may be past the step, or within it).
 -- Answers a letter for each append: d(urable), p(ast: what is stored is beyond where it starts) or
--- r(ewound). Nothing is written for an append that does not fit; nothing can fail once something
+-- r(ewound); or '#' and how many shards there are, where that is another number. Nothing is written for an append that does not fit; nothing can fail once something
 -- is.
 local streams, field, mode = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local at = 4
+local at = 5
 local function next()
   local arg = ARGV[at]
   at = at + 1
   return arg
 end
 
-for i, key in ipairs(KEYS) do
+-- invariant: one-number-of-shards
+local recorded = redis.call('GET', KEYS[#KEYS])
+if recorded and recorded ~= ARGV[4] then return '#' .. recorded end
+for i = 1, #KEYS - 1 do
+  local key = KEYS[i]
   local kind, wanted = redis.call('TYPE', key).ok, i <= streams and 'stream' or 'hash'
   if kind ~= 'none' and kind ~= wanted then
     return redis.error_reply('WRONGTYPE ' .. key .. ' holds a ' .. kind)
   end
 end
+
+-- The server has lost what it had.
+if not recorded and mode ~= 'dry' then redis.call('SET', KEYS[#KEYS], ARGV[4]) end
 
 -- Where the stream is not there, what comes now must not be missed by a group.
 local groups = tonumber(next())

@@ -1,10 +1,19 @@
 -- Does something with those of a member's entries that are still its own.
--- KEYS: a shard. ARGV: what (ack, renew, release, charge, forget), group, member, more; then ids,
--- ascending.
+-- KEYS: a shard, what its cursor is known by. ARGV: what (ack, renew, release, charge, forget),
+-- group, member, more, what the member knows the cursor by; then ids, ascending.
 local key, what, group, me, more = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local STEP = 1000
+local STEP, IDS = 1000, 6
+
+-- Where the cursor was moved since, an entry may be the member's anew: by its id alone nobody can
+-- tell. `forget` begins a life, which goes by the cursor as it is now.
+local known = redis.call('GET', KEYS[2]) or ''
+if what ~= 'forget' and known ~= ARGV[5] then
+  if what == 'release' then return end
+  return redis.error_reply('CURSOR the cursor of the group was moved')
+end
 
 -- The member's entries among those asked about, with their delivery counts.
+-- invariant: only-the-holder-acks
 local function held(first, last)
   local mine, start = {}, first
   while true do
@@ -36,12 +45,13 @@ end
 
 -- Everything of the member, in its life before.
 if what == 'forget' then
-  return hand_back(held('-', '+'), 0)
+  hand_back(held('-', '+'), 0)
+  return known
 end
 
-local mine = held(ARGV[5], ARGV[#ARGV])
+local mine = held(ARGV[IDS], ARGV[#ARGV])
 if what == 'charge' then
-  local id, count = ARGV[5], mine[ARGV[5]]
+  local id, count = ARGV[IDS], mine[ARGV[IDS]]
   if not count then return false end
   count = math.max(count + 1000 * tonumber(more), count % 1000)
   redis.call('XCLAIM', key, group, me, 0, id, 'RETRYCOUNT', count, 'JUSTID')
@@ -50,13 +60,13 @@ end
 
 if what == 'release' then
   local asked = {}
-  for i = 5, #ARGV do asked[ARGV[i]] = mine[ARGV[i]] end
+  for i = IDS, #ARGV do asked[ARGV[i]] = mine[ARGV[i]] end
   return hand_back(asked, 1)
 end
 
 -- ack, renew. Answers what is not the member's, and what nobody can have any more.
 local ids, lost, gone = {}, {}, {}
-for i = 5, #ARGV do
+for i = IDS, #ARGV do
   if mine[ARGV[i]] then ids[#ids + 1] = ARGV[i] else lost[#lost + 1] = ARGV[i] end
 end
 for i = 1, #ids, STEP do

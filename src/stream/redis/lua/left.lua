@@ -1,11 +1,20 @@
 -- Takes what others left behind: what was handed back, then what nobody renewed for a lease.
--- KEYS: shards. ARGV: group, member, the consumer that holds what was handed back, how many, the
--- lease in milliseconds or '' not to look for such, then a cursor for each shard.
--- Answers for each shard: entries, their delivery counts (this delivery included), the cursor.
-local group, me, free, lease = ARGV[1], ARGV[2], ARGV[3], ARGV[5]
-local answer = {}
-for i, key in ipairs(KEYS) do
-  local room, cursor, entries, counts = tonumber(ARGV[4]), ARGV[5 + i], {}, {}
+-- KEYS: the members that live; for each shard itself, and what its cursor is known by. ARGV: group,
+-- member, the consumer that holds what was handed back, how many, the lease in milliseconds, 'all'
+-- to look for what nobody renewed; then for each shard where to go on with that, and what the
+-- member knows its cursor by.
+-- Answers for each shard: entries, their delivery counts (this delivery included), where to go on.
+-- invariant: all-is-stored-in-the-end
+local group, me, free, lease, search = ARGV[1], ARGV[2], ARGV[3], ARGV[5], ARGV[6] == 'all'
+local shards, answer = {}, {}
+for i = 2, #KEYS, 2 do
+  shards[#shards + 1] = KEYS[i]
+  if (redis.call('GET', KEYS[i + 1]) or '') ~= ARGV[6 + i] then
+    return redis.error_reply('CURSOR the cursor of the group was moved')
+  end
+end
+for i, key in ipairs(shards) do
+  local room, cursor, entries, counts = tonumber(ARGV[4]), ARGV[5 + 2 * i], {}, {}
   local function take(claimed, known)
     for _, entry in ipairs(claimed) do
       local id = entry and entry[1]
@@ -38,11 +47,23 @@ for i, key in ipairs(KEYS) do
       for id in pairs(known) do redis.call('XACK', key, group, id) end
     end
   end
-  if lease ~= '' and room > 0 then
+  if search and room > 0 then
     local claimed = redis.call('XAUTOCLAIM', key, group, me, lease, cursor, 'COUNT', room)
     cursor = claimed[1]
     take(claimed[2])
   end
   answer[i] = { entries, counts, cursor }
+end
+if search then
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  -- Nothing is written that is nearly as it should be: a member looks several times a second.
+  local seen, every = tonumber(redis.call('ZSCORE', KEYS[1], me) or 0), tonumber(lease) / 4
+  if math.abs(now - seen) > math.min(every, 1000) then
+    redis.call('ZADD', KEYS[1], now, me)
+    -- Twice that long, as who lives is a matter of the asker's own lease.
+    local gone = string.format('%.0f', now - 2 * tonumber(lease))
+    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', gone)
+  end
 end
 return answer

@@ -35,6 +35,8 @@ local function behind(id)
   return ms .. '-1' .. table.concat(digits)
 end
 
+-- The lowest that a group has not acked.
+-- invariant: no-event-lost
 local low
 local function needs(id)
   if not low or before(id, low) then low = id end
