@@ -7,7 +7,7 @@ mod process;
 
 use std::time::Duration;
 
-use process::{Place, eventually, scale};
+use process::{Place, eventually, reaches, scale};
 
 /// What ten times the events may cost beyond a tenth of them: less than an id for each. How many
 /// batches meet at the peak is up to the machine.
@@ -56,10 +56,7 @@ fn place(events: u64) -> Place {
 fn peak_kib(events: u64) -> u64 {
     let place = place(events);
     let running = place.start();
-    let wanted = 2.0 * events as f64;
-    while running.metric("aqueduct_events_stored", "") < wanted {
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    reaches("events stored", 2.0 * events as f64, || running.metric("aqueduct_events_stored", ""));
     let peak = running.peak_kib();
     assert!(running.stop().success());
     assert_eq!(place.count("out.db", "SELECT count(*) FROM numbers"), events as i64);
@@ -82,15 +79,12 @@ fn peak_stalled_kib(events: u64) -> u64 {
             .busy_timeout(Duration::from_secs(20));
         let mut lock = SqliteConnection::connect_with(&options).await.unwrap();
         sqlx::query("BEGIN IMMEDIATE").execute(&mut lock).await.unwrap();
-        eventually("everything published, and stored in the file", || {
-            running.metric("aqueduct_events_stored", "lines") >= events as f64
+        reaches("everything published, and stored in the file", events as f64, || {
+            running.metric("aqueduct_events_stored", "lines")
         });
         lock.close().await.unwrap();
     });
-    let wanted = 2.0 * events as f64;
-    while running.metric("aqueduct_events_stored", "") < wanted {
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    reaches("events stored", 2.0 * events as f64, || running.metric("aqueduct_events_stored", ""));
     let peak = running.peak_kib();
     assert_eq!(place.count("out.db", "SELECT count(*) FROM numbers"), events as i64);
     peak

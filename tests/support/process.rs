@@ -319,6 +319,22 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until `figure` is `wanted`, and fails with `what` when it stands still for a minute.
+pub fn reaches(what: &str, wanted: f64, mut figure: impl FnMut() -> f64) {
+    let (mut last, mut moved) = (f64::NAN, Instant::now());
+    loop {
+        let now = figure();
+        if now >= wanted {
+            return;
+        }
+        if now != last {
+            (last, moved) = (now, Instant::now());
+        }
+        assert!(moved.elapsed().as_secs() < 60, "{what}: stands still at {now} of {wanted}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// The whole number in a variable, or `otherwise`: how a script makes a short test long.
 pub fn scale(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
