@@ -90,12 +90,15 @@ impl Place {
         self.rows::<(i64,)>(database, query).first().map_or(0, |row| row.0)
     }
 
-    /// Rows of a SQLite database in this directory.
+    /// Rows of a SQLite database in this directory; none where the table is not there yet.
     pub fn rows<R>(&self, database: &str, query: &str) -> Vec<R>
     where
         R: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow> + Send + Unpin,
     {
         use sqlx::Connection;
+        if !self.path(database).exists() {
+            return Vec::new();
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let options = sqlx::sqlite::SqliteConnectOptions::new()
@@ -105,10 +108,13 @@ impl Place {
                 sqlx::sqlite::SqliteConnection::connect_with(&options).await.unwrap();
             let rows = sqlx::query_as(sqlx::AssertSqlSafe(query.to_owned()))
                 .fetch_all(&mut connection)
-                .await
-                .unwrap();
+                .await;
             connection.close().await.unwrap();
-            rows
+            match rows {
+                Ok(rows) => rows,
+                Err(error) if error.to_string().contains("no such table") => Vec::new(),
+                Err(error) => panic!("{query}: {error}"),
+            }
         })
     }
 }
