@@ -6,6 +6,7 @@
 pub mod chunk;
 pub mod cursor;
 pub mod embedded;
+mod modes;
 pub mod postgres;
 mod rabbitmq;
 mod redis;

@@ -67,12 +67,8 @@ impl Member {
     pub async fn open(stream: Arc<Stream>, spec: ReaderSpec) -> Result<Self> {
         let name = Name { group: spec.group.name.to_string(), member: spec.member };
         let known = stream.known.clone();
-        // What it had not handed out does not count as delivered: only it can tell which that is.
-        let before = lock(&known.members).get(&name).and_then(Weak::upgrade);
-        if let Some(before) = before {
-            before.close().await;
-        }
-        let life = held::begin(&stream, name).await?;
+        close_before(&stream, &name).await;
+        let life = held::begin(&stream, name, &spec.group).await?;
         let inner = Arc::new(Inner {
             lanes: lanes(&stream),
             hand: Mutex::new(Hand::new(spec.group.lease)),
@@ -89,6 +85,15 @@ impl Member {
         });
         lock(&known.members).insert(inner.life.name.clone(), Arc::downgrade(&inner));
         Ok(Self(inner))
+    }
+}
+
+/// Ends the life before of a member of this process. What it had not handed out does not count as
+/// delivered: only it can tell which that is.
+pub(super) async fn close_before(stream: &Stream, name: &Name) {
+    let before = lock(&stream.known.members).get(name).and_then(Weak::upgrade);
+    if let Some(before) = before {
+        before.close().await;
     }
 }
 
