@@ -49,8 +49,9 @@ const LOCK_STREAM: Statement = statement!(
      ORDER BY grp, shard",
     lock "FOR UPDATE"
 );
-const LIVING: Statement =
-    statement!("SELECT name FROM members WHERE grp = $1 AND ordered = 1 AND seen > $2 ORDER BY name");
+const LIVING: Statement = statement!(
+    "SELECT name FROM members WHERE grp = $1 AND ordered = 1 AND seen > $2 ORDER BY name"
+);
 const FREE: Statement =
     statement!("SELECT shard FROM owners WHERE grp = $1 AND until <= $2 ORDER BY shard");
 /// No row: somebody else is just claiming it.
