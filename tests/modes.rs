@@ -19,6 +19,7 @@ use aqueduct::stream::cursor::{CursorMove, To};
 use aqueduct::stream::{Backend, GroupSpec, Reader, ReaderSpec, Retain, shard_of};
 use process::{Running, eventually, free_port};
 use rustix::process::Signal;
+use sqlx::Connection;
 use streams::*;
 
 const SHARDS: u32 = 6;
@@ -313,6 +314,49 @@ async fn what_somebody_took_out_of_an_ordered_group_is_not_passed_over() {
         all.extend(finish_all(&member, 20).await);
     }
     assert_eq!(numbers(&all), (0..100).collect::<Vec<_>>());
+}
+
+/// A fetch that was under way when nobody seemed to live any more may still take something: whoever
+/// comes with the other mode waits for it, and finds that somebody holds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_mode_waits_for_a_fetch_under_way() {
+    let at = Place::postgres().with(|spec| spec.shards = 2).lease(SHORT);
+    let backend = at.open().await;
+    put(&mut backend.writer().await.unwrap(), keyed(0..60)).await;
+    let sleeper = join(&at, &backend, false, "sleeper").await.unwrap();
+    let held = take_all(&sleeper, 60).await;
+    sleeper.release(&tickets(&held)).await.unwrap();
+    sleeper.leave().await.unwrap();
+    let url = at.spec.values.str("url").to_owned();
+    let at = Arc::new(at);
+    // What a fetch under way does: it takes what is free, and ends in its own time.
+    let comes_during = async |end: &'static str| {
+        let mut other = sqlx::postgres::PgConnection::connect(&url).await.unwrap();
+        let took = "SET search_path TO aqueduct; BEGIN;
+            SELECT id FROM leases WHERE deadline = 0 ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED";
+        sqlx::raw_sql(took).execute(&mut other).await.unwrap();
+        let (at, backend) = (at.clone(), backend.clone());
+        let joining = tokio::spawn(async move { join(&at, &backend, true, "first").await });
+        let database = url.rsplit('/').next().unwrap();
+        let waits = format!(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = '{database}' AND wait_event_type = 'Lock'"
+        );
+        until("it waits", async || servers::Postgres::shared().psql(database, &waits) == "1").await;
+        sqlx::raw_sql(end).execute(&mut other).await.unwrap();
+        joining.await.unwrap()
+    };
+    let takes = "INSERT INTO leases
+          (grp, shard, first, last, owner, token, deadline, deliveries, attempts)
+          SELECT grp, shard, first + 100000, last + 100000, 'there/g/late', 77,
+            (extract(epoch FROM clock_timestamp()) * 1000)::bigint + 60000, 1, 0
+          FROM leases WHERE deadline = 0 ORDER BY id LIMIT 1;
+        COMMIT";
+    let joined = comes_during(takes).await;
+    let said = format!("{:#}", joined.err().expect("somebody holds something"));
+    assert!(said.contains("there/g/late"), "{said}");
+    let joined = comes_during("DELETE FROM leases WHERE token = 77; COMMIT").await;
+    joined.unwrap_or_else(|it| panic!("{it:#}"));
 }
 
 /// A file of a tail, a stream and a group into a table.
