@@ -248,7 +248,7 @@ async fn slept(at: Place, ordered: bool) {
     assert_eq!(sorted(&all), expected);
     put_keyed(&backend, 60..90).await;
     let woke = sleeper.fetch(100, BYTES, GLANCE).await;
-    let said = format!("{:#}", woke.err().expect("it was to get nothing"));
+    let said = format!("{:#}", woke.expect_err("it was to get nothing"));
     assert!(said.contains("`ordered"), "{said}");
     let old = tickets(&held[10..]);
     if let Ok(lost) = sleeper.renew(&old).await {

@@ -62,8 +62,7 @@ local function free_all(keeper)
 end
 
 -- Under another epoch than it knows of, what has the member's name is not its own: one of its
--- lives, or an answer that was lost, claimed it. It claims it anew. Who begins a life gives up what
--- the one before had.
+-- lives, or an answer that was lost, claimed it. It claims it anew.
 local same = member == me and till > 0
 local mine = same and epoch == tonumber(ARGV[10])
 if mine and what == 'give' and #pending_of(me, 1) == 0 then what = 'leave' end
