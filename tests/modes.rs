@@ -478,7 +478,7 @@ fn waits(running: &Running, ordered: bool) {
         let (status, text) = running.get("/healthz");
         status == 503 && text.contains(&said) && text.contains("make the files agree")
     });
-    assert!(running.log().contains(&said), "{}", running.log());
+    eventually("the log says so", || running.log().contains(&said));
 }
 
 #[test]

@@ -20,21 +20,25 @@ local known = redis.call('GET', cursor) or ''
 local owns = redis.call('HMGET', owner, 'member', 'until')
 local is_other = (string.match(known, '%.ordered$') or '') ~= mode
 
+-- The first by name: what is said of it is then the same each time.
 local function other()
+  local names = {}
   local since = '(' .. string.format('%.0f', now - lease)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', living, since, '+inf')) do
-    if member ~= me then return member end
+    if member ~= me then names[#names + 1] = member end
   end
   if owns[1] and owns[1] ~= '' and owns[1] ~= me and tonumber(owns[2] or 0) > now then
-    return owns[1]
+    names[#names + 1] = owns[1]
   end
   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
     local one = {}
     for i = 1, #consumer, 2 do one[consumer[i]] = consumer[i + 1] end
     if one.name ~= free and one.name ~= me and one.pending > 0 and one.idle < lease then
-      return one.name
+      names[#names + 1] = one.name
     end
   end
+  table.sort(names)
+  return names[1]
 end
 
 if is_other then
