@@ -53,6 +53,9 @@ pub(super) struct Inner {
     closed: AtomicBool,
     /// Held while something is handed back.
     handing: tokio::sync::Mutex<()>,
+    /// It has said that it is gone. Not to be said twice: by then the next life of its name may be
+    /// there.
+    gone: tokio::sync::Mutex<bool>,
 }
 
 /// When a member last looked for what others left.
@@ -82,6 +85,7 @@ impl Member {
             minded: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             handing: tokio::sync::Mutex::default(),
+            gone: tokio::sync::Mutex::default(),
         });
         lock(&known.members).insert(inner.life.name.clone(), Arc::downgrade(&inner));
         Ok(Self(inner))
@@ -251,9 +255,11 @@ impl Inner {
         self.closed.store(true, Ordering::Release);
         self.rest().await;
         self.hand_back(Duration::ZERO).await;
-        if let Err(error) = self.leave().await {
+        let mut gone = self.gone.lock().await;
+        if !*gone && let Err(error) = self.leave().await {
             tracing::debug!("could not say that a member is gone: {error:#}");
         }
+        *gone = true;
     }
 
     /// Says that it is not there any more.
