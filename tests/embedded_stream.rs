@@ -394,7 +394,9 @@ async fn an_earlier_version_is_brought_up_to_date() {
     until("it is closed", async || !at.folder.path().join("streams.db-wal").exists()).await;
     sql(
         &database(&at),
-        "DROP TABLE owners; ALTER TABLE offsets DROP COLUMN shards; PRAGMA user_version = 1",
+        "DROP TABLE owners; ALTER TABLE offsets DROP COLUMN shards;
+         ALTER TABLE cursors DROP COLUMN ordered; ALTER TABLE members DROP COLUMN ordered;
+         ALTER TABLE members DROP COLUMN lease; PRAGMA user_version = 1",
     )
     .await;
     let backend = at.open().await;

@@ -577,7 +577,10 @@ async fn an_earlier_version_is_brought_up_to_date() {
     let backend = at.open().await;
     put(&mut backend.writer().await.unwrap(), events(0..5)).await;
     drop(backend);
-    let before = "DROP TABLE aqueduct.owners; ALTER TABLE aqueduct.offsets DROP COLUMN shards; UPDATE aqueduct.meta SET value = 1 WHERE key = 'version'";
+    let before = "DROP TABLE aqueduct.owners; ALTER TABLE aqueduct.offsets DROP COLUMN shards;
+        ALTER TABLE aqueduct.cursors DROP COLUMN ordered;
+        ALTER TABLE aqueduct.members DROP COLUMN ordered, DROP COLUMN lease;
+        UPDATE aqueduct.meta SET value = 1 WHERE key = 'version'";
     psql(&at, before);
     let at = another(&at);
     let backend = at.open().await;

@@ -6,6 +6,7 @@
 pub mod chunk;
 pub mod cursor;
 pub mod embedded;
+mod modes;
 pub mod postgres;
 mod rabbitmq;
 mod redis;
@@ -120,7 +121,8 @@ pub struct ReaderSpec {
 pub trait Backend: Send + Sync {
     /// A hand to write with.
     async fn writer(&self) -> Result<Box<dyn Writer>>;
-    /// A group member's hand.
+    /// A group member's hand. Errs while members of the same group live that are ordered where this
+    /// one is not, or the other way round: they were seen within their lease, or hold something.
     async fn reader(&self, spec: ReaderSpec) -> Result<Arc<dyn Reader>>;
     /// What it holds, and how far its groups are. Also the proof that the backend is there.
     async fn status(&self) -> Result<StreamStatus>;

@@ -254,7 +254,8 @@ pub static GROUP: &[Key] = &[
         ty: Ty::Bool,
         default: Toml("false"),
         doc: "One member at a time per shard, in order; events behind a refused one wait. The stream \
-              has to be `embedded`, `redis` or `postgres`, the target a `postgres` or `sqlite` sink.",
+              has to be `embedded`, `redis` or `postgres`, the target a `postgres` or `sqlite` sink. \
+              All processes that run the group have to say the same.",
     },
     Key {
         name: "counter",

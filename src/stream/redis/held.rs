@@ -6,7 +6,9 @@ use redis::Value;
 
 use super::entry::{bytes, entry_id, put_entry_id};
 use super::state::{FREE, SCRIPTS, Stream};
+use crate::client::redis::odd;
 use crate::event::Ticket;
+use crate::stream::{GroupSpec, modes};
 
 /// Entries that one command is about, at most.
 const AT_ONCE: usize = 2000;
@@ -26,7 +28,7 @@ pub(super) struct Life {
     /// Whose.
     pub name: Name,
     /// What the group's cursor in each shard was known by when it began. Where somebody has moved
-    /// it since, nothing that the member holds is its own any more.
+    /// it since, or changed the group's mode, nothing that the member holds is its own any more.
     pub cursors: Vec<String>,
 }
 
@@ -127,7 +129,7 @@ async fn run(
     let (args, bytes) = (tickets.len() + 5, tickets.len() * 24 + 256);
     let mut cmd = SCRIPTS.held.call_sized(&[key, &cursor], args, bytes);
     cmd.arg(what).arg(&name.group).arg(&name.member).arg(more);
-    cmd.arg(cursors.get(shard).map_or("", String::as_str));
+    cmd.arg(&cursors[shard]);
     tickets.iter().for_each(|ticket| put_entry_id((ticket.hold, ticket.offset), &mut cmd));
     stream.of_group(stream.redis.run_cmd(&SCRIPTS.held, key, &cmd).await).await
 }
@@ -149,18 +151,55 @@ pub(super) async fn charge(
     }
 }
 
-/// Begins a life: hands back what a member of this name held in an earlier one.
-pub(super) async fn begin(stream: &Stream, name: Name) -> Result<Life> {
-    let mut life = Life { name, cursors: Vec::new() };
-    for shard in 0..stream.shards.len() {
-        let cursor = loop {
-            // The group was not there: it is now.
-            if let Some(cursor) = run(stream, &life, shard, "forget", FREE, &[]).await? {
-                break cursor;
-            }
-        };
-        life.cursors.push(String::from_utf8(bytes(cursor))?);
+/// Begins a life: hands back what a member of this name held in an earlier one. Errs while members
+/// of the other mode live.
+pub(super) async fn begin(stream: &Stream, name: Name, group: &GroupSpec) -> Result<Life> {
+    let all = 0..stream.shards.len();
+    // Where one shard will refuse it, none is changed.
+    try_join_all(all.clone().map(|shard| join(stream, &name, group, shard, "look"))).await?;
+    let mut cursors = Vec::new();
+    for shard in all {
+        // One after the other: of two modes at once, the first shard lets one in.
+        cursors.push(join(stream, &name, group, shard, "join").await?);
     }
     stream.known.handed_back.notify_waiters();
-    Ok(life)
+    Ok(Life { name, cursors })
+}
+
+/// Begins it in one shard, or looks whether it could. Answers what the cursor is known by.
+async fn join(
+    stream: &Stream,
+    name: &Name,
+    group: &GroupSpec,
+    shard: usize,
+    what: &str,
+) -> Result<String> {
+    let keys = &stream.shards[shard];
+    let (owner, living) = (keys.owner(&name.group), keys.living(&name.group));
+    let cursor = keys.cursor(&name.group);
+    let keys = [&*keys.stream, &*owner, &*living, &*cursor];
+    // Who goes by no order says so where its lanes begin.
+    let says = group.ordered || shard == 0 || stream.redis.is_cluster();
+    let answer = loop {
+        let answer = stream.redis.run(&SCRIPTS.join, &keys, |cmd| {
+            cmd.arg(what).arg(&name.group).arg(&name.member);
+            cmd.arg(if group.ordered { ".ordered" } else { "" });
+            cmd.arg(group.lease.as_millis().max(1) as u64).arg(FREE);
+            cmd.arg(format!("{:016x}", fastrand::u64(..))).arg(u8::from(says));
+        });
+        // The group was not there: it is now.
+        if let Some(answer) = stream.of_group(answer.await).await? {
+            break answer;
+        }
+    };
+    let Value::Array(answer) = answer else { return Err(odd("a beginning")) };
+    let mut answer = answer.into_iter();
+    let (Some(Value::Int(joined)), Some(text)) = (answer.next(), answer.next()) else {
+        return Err(odd("a beginning"));
+    };
+    let text = String::from_utf8(bytes(text))?;
+    match joined {
+        1 => Ok(text),
+        _ => Err(modes::refusal(&stream.spec, group, &text)),
+    }
 }

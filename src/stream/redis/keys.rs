@@ -39,7 +39,8 @@ impl Shard {
         format!("{}:members:{group}", self.beside)
     }
 
-    /// What the group's cursor is known by: another text each time that somebody moves it.
+    /// What the group's cursor is known by: another text each time that somebody moves it, or that
+    /// the group becomes an ordered one, or is one no more. It tells which it is.
     pub fn cursor(&self, group: &str) -> String {
         format!("{}:cursor:{group}", self.beside)
     }

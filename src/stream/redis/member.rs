@@ -53,6 +53,9 @@ pub(super) struct Inner {
     closed: AtomicBool,
     /// Held while something is handed back.
     handing: tokio::sync::Mutex<()>,
+    /// It has said that it is gone. Not to be said twice: by then the next life of its name may be
+    /// there.
+    gone: tokio::sync::Mutex<bool>,
 }
 
 /// When a member last looked for what others left.
@@ -67,12 +70,8 @@ impl Member {
     pub async fn open(stream: Arc<Stream>, spec: ReaderSpec) -> Result<Self> {
         let name = Name { group: spec.group.name.to_string(), member: spec.member };
         let known = stream.known.clone();
-        // What it had not handed out does not count as delivered: only it can tell which that is.
-        let before = lock(&known.members).get(&name).and_then(Weak::upgrade);
-        if let Some(before) = before {
-            before.close().await;
-        }
-        let life = held::begin(&stream, name).await?;
+        close_before(&stream, &name).await;
+        let life = held::begin(&stream, name, &spec.group).await?;
         let inner = Arc::new(Inner {
             lanes: lanes(&stream),
             hand: Mutex::new(Hand::new(spec.group.lease)),
@@ -86,9 +85,19 @@ impl Member {
             minded: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             handing: tokio::sync::Mutex::default(),
+            gone: tokio::sync::Mutex::default(),
         });
         lock(&known.members).insert(inner.life.name.clone(), Arc::downgrade(&inner));
         Ok(Self(inner))
+    }
+}
+
+/// Ends the life before of a member of this process. What it had not handed out does not count as
+/// delivered: only it can tell which that is.
+pub(super) async fn close_before(stream: &Stream, name: &Name) {
+    let before = lock(&stream.known.members).get(name).and_then(Weak::upgrade);
+    if let Some(before) = before {
+        before.close().await;
     }
 }
 
@@ -246,9 +255,11 @@ impl Inner {
         self.closed.store(true, Ordering::Release);
         self.rest().await;
         self.hand_back(Duration::ZERO).await;
-        if let Err(error) = self.leave().await {
+        let mut gone = self.gone.lock().await;
+        if !*gone && let Err(error) = self.leave().await {
             tracing::debug!("could not say that a member is gone: {error:#}");
         }
+        *gone = true;
     }
 
     /// Says that it is not there any more.

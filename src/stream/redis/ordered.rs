@@ -17,6 +17,7 @@ use super::dead;
 use super::entry::{Names, bytes};
 use super::held::{self, Life, Name, by_shard};
 use super::lanes::Found;
+use super::member::close_before;
 use super::state::{FREE, SCRIPTS, Stream, lock};
 use crate::client::redis::odd;
 use crate::event::{Delivery, Fence, Ticket};
@@ -144,18 +145,17 @@ impl Member {
     /// at once.
     pub async fn open(stream: Arc<Stream>, spec: ReaderSpec) -> Result<Self> {
         let name = Name { group: spec.group.name.to_string(), member: spec.member };
+        close_before(&stream, &name).await;
         let shards = vec![Shard::default(); stream.shards.len()];
         let state =
             State { shards, living: Vec::new(), ahead: VecDeque::new(), size: 1024, looked: None };
         let inner = Inner {
+            life: held::begin(&stream, name, &spec.group).await?,
             group: spec.group,
-            life: held::begin(&stream, name).await?,
             state: Mutex::new(state),
             looking: tokio::sync::Mutex::default(),
             stream,
         };
-        let all = vec!["leave"; inner.stream.shards.len()];
-        inner.look(&all, Take::default(), &mut Names::default()).await?;
         Ok(Self(Arc::new(inner)))
     }
 }

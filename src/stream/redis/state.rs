@@ -27,6 +27,7 @@ pub(super) struct Scripts {
     pub count: Script,
     pub cursor: Script,
     pub held: Script,
+    pub join: Script,
     pub left: Script,
     pub move_cursor: Script,
     pub own: Script,
@@ -44,6 +45,7 @@ pub(super) static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts {
     count: Script::new(include_str!("lua/count.lua")),
     cursor: Script::new(include_str!("lua/cursor.lua")),
     held: Script::new(include_str!("lua/held.lua")),
+    join: Script::new(include_str!("lua/join.lua")),
     left: Script::new(include_str!("lua/left.lua")),
     move_cursor: Script::new(include_str!("lua/move.lua")),
     own: Script::new(include_str!("lua/own.lua")),
@@ -252,9 +254,13 @@ impl Stream {
     }
 }
 
-/// What ends the life of a member of whose group somebody has moved the cursor.
+/// What ends the life of a member of whose group somebody has moved the cursor, or changed the
+/// mode.
 pub(super) fn moved() -> anyhow::Error {
-    anyhow::anyhow!("somebody has moved the group's cursor: its members begin anew from there")
+    anyhow::anyhow!(
+        "somebody has moved the group's cursor, or its `ordered` is another one by now: its \
+         members begin anew"
+    )
 }
 
 /// Whether an error says that a group, or the stream with its groups, is not there.

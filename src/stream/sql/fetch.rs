@@ -1,5 +1,6 @@
 //! What a fetch takes, in one transaction: first what others left behind, then new events; in an
-//! ordered group, that of each shard that the member owns.
+//! ordered group, that of each shard that the member owns. What a member of the other
+//! [`mode`](super::mode) took comes to nothing with its transaction.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::local::Chunk;
 use super::state::{Ids, Stream};
 use super::{Database, Row, Sql, Stale, Statement, args, first, own, shards, statement};
 use crate::event::{Delivery, Fence, Ticket};
-use crate::stream::chunk;
+use crate::stream::{chunk, modes};
 
 /// Events that one fetch looks at, at most, where few of them are for its group.
 const LOOK_MAX: u64 = 20_000;
@@ -36,12 +37,12 @@ const LEFT: Statement = statement!(
 const TAKEN_OVER: Statement = statement!("DELETE FROM leases WHERE id = $1");
 const TAKEN_OVER_UP_TO: Statement = statement!("UPDATE leases SET first = $1 WHERE id = $2");
 const CURSORS: Statement = statement!(
-    "SELECT c.shard, c.next, o.next, o.shards FROM cursors c
+    "SELECT c.shard, c.next, o.next, o.shards, c.ordered FROM cursors c
      JOIN offsets o ON o.stream = $1 AND o.shard = c.shard WHERE c.grp = $2 ORDER BY c.shard"
 );
 /// No row: somebody else is just moving it.
 const LOCK_CURSOR: Statement = statement!(
-    "SELECT next FROM cursors WHERE grp = $1 AND shard = $2",
+    "SELECT next, ordered FROM cursors WHERE grp = $1 AND shard = $2",
     lock "FOR UPDATE SKIP LOCKED"
 );
 const SET_CURSOR: Statement =
@@ -223,7 +224,19 @@ impl<D: Database> Fetch<'_, D> {
         // Where there is none, the group was dropped, or all there was.
         let Some(row) = rows.first() else { return Err(Stale.into()) };
         shards::compare(row, 3, &self.stream.spec)?;
+        for row in &rows {
+            self.compare_mode(row, 4)?;
+        }
         Ok(rows)
+    }
+
+    /// Errs where the group's mode, which the row has in `column`, is not the member's.
+    fn compare_mode(&self, row: &Row, column: usize) -> Result<()> {
+        let Order { group, ordered, .. } = self.basket.order;
+        match (row.int(column)? != 0) == *ordered {
+            true => Ok(()),
+            false => Err(modes::changed_meanwhile(&self.stream.spec, group, *ordered)),
+        }
     }
 
     /// Takes new events, from each shard in turn.
@@ -253,6 +266,7 @@ impl<D: Database> Fetch<'_, D> {
                 return Ok(());
             };
             next = locked.uint(0)?;
+            self.compare_mode(&locked, 1)?;
         }
         if next >= end {
             return Ok(());

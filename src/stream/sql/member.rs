@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::fetch::{Order, Taken, fetch};
 use super::lease::{self, Range, ranges};
 use super::state::Stream;
-use super::{Database, Mode, Sql, Statement, args, dead, first, lock, own, statement};
+use super::{Database, Mode, Sql, Statement, args, dead, first, lock, mode, own, statement};
 use crate::event::{Delivery, Ticket};
 use crate::stream::{Reader, ReaderSpec};
 
@@ -28,8 +28,9 @@ const BUSY: Duration = Duration::from_millis(3);
 
 const LAST_SEEN: Statement = statement!("SELECT seen FROM members WHERE grp = $1 AND name = $2");
 const SEE: Statement = statement!(
-    "INSERT INTO members (grp, name, seen) VALUES ($1, $2, $3)
-     ON CONFLICT (grp, name) DO UPDATE SET seen = excluded.seen"
+    "INSERT INTO members (grp, name, seen, ordered, lease) VALUES ($1, $2, $3, $4, $5)
+     ON CONFLICT (grp, name) DO UPDATE
+       SET seen = excluded.seen, ordered = excluded.ordered, lease = excluded.lease"
 );
 /// Whether a fetch would find something, or find out that its group is gone.
 const IS_DUE: Statement = statement!(
@@ -88,7 +89,7 @@ struct Seen {
 
 impl<D: Database> Member<D> {
     /// A hand on `stream`. What a member of this name held before, in an earlier life, is free
-    /// at once.
+    /// at once. Errs while members of the other mode live.
     pub async fn open(stream: Arc<Stream<D>>, spec: ReaderSpec) -> Result<Self> {
         let member = Self(Arc::new(Inner {
             name: spec.member.as_str().into(),
@@ -107,7 +108,10 @@ impl<D: Database> Member<D> {
             .write(Mode::Kept, move |tx, group| {
                 let inner = inner.clone();
                 Box::pin(async move {
+                    mode::wait_turn(tx, group).await?;
                     inner.see(tx, group).await?;
+                    let Inner { stream, spec, name, .. } = &*inner;
+                    mode::enter(tx, group, &stream.spec, &spec.group, name).await?;
                     tx.outbox().wake(&inner.stream.spec.name, Some(&inner.spec.group.name));
                     lease::free(tx, &inner.name).await
                 })
@@ -244,12 +248,10 @@ impl<D: Database> Member<D> {
 
 impl<D: Database> Inner<D> {
     /// How often the member says that it is there, at most. In an ordered group what it owns
-    /// depends on it.
+    /// depends on it; in any, that nobody of the other mode comes.
     fn seen_every(&self) -> Duration {
-        match self.spec.group.ordered {
-            true => (self.spec.group.lease / 4).min(SEEN / 2),
-            false => SEEN,
-        }
+        let most = if self.spec.group.ordered { SEEN / 2 } else { SEEN };
+        (self.spec.group.lease / 4).min(most)
     }
 
     fn is_to_be_seen(&self) -> bool {
@@ -282,7 +284,8 @@ impl<D: Database> Inner<D> {
         let found = found.map(|row| row.int(0)).transpose()?;
         let Seen { stored, .. } = *lock(&self.seen);
         let now = tx.now_ms();
-        tx.run(SEE, args![group, &*self.name, now]).await?;
+        let ordered = u32::from(self.spec.group.ordered);
+        tx.run(SEE, args![group, &*self.name, now, ordered, self.lease_ms]).await?;
         if found.is_some() && stored != [None; 2] && !stored.contains(&found) {
             // The database has gone back to before. Of what it says that the member holds, the
             // member need not know.
@@ -299,7 +302,7 @@ impl<D: Database> Reader for Member<D> {
         let Inner { stream, spec, rests, .. } = &*self.0;
         let end = Instant::now() + wait.min(WAIT_MAX);
         let (signal, ordered) = (self.0.signal(), spec.group.ordered);
-        let every = if ordered { D::LOOK.min(self.0.seen_every()) } else { D::LOOK };
+        let every = D::LOOK.min(self.0.seen_every());
         // Who does not wait wants to know what there is now.
         if wait.is_zero() {
             *lock(rests) = None;

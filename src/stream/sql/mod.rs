@@ -7,6 +7,7 @@
 //! - [`append`] and [`fetch`]: the way of the events in and out; [`lease`] and [`member`]: who
 //!   holds them meanwhile, and [`own`] who owns the shards of an ordered group; [`dead`]: where
 //!   they go when nobody wants them.
+//! - [`mode`]: whether a group is an ordered one, which all its members are to agree on.
 //! - [`cursor`]: where groups stand, and how they are put elsewhere.
 //! - [`shards`]: how many there are, and when that may change.
 //! - [`local`]: what a process keeps beside the database: chunks, and who waits.
@@ -18,7 +19,8 @@
 //! members, owners, leases, cursors, dead letters, and rows of one table by their keys. (A fetch
 //! does not wait for a cursor, but passes over one that is locked: so [`cursor`] may lock it before
 //! the leases.) Who trims a stream, moves a cursor in it or changes the number of its shards locks
-//! its row in `streams` before all else, so that none misses what another does.
+//! its row in `streams` before all else, so that none misses what another does; and who opens a
+//! member, its group's row in `groups`.
 
 mod append;
 pub(super) mod backend;
@@ -28,6 +30,7 @@ mod fetch;
 pub(super) mod lease;
 pub(super) mod local;
 mod member;
+mod mode;
 mod own;
 pub(super) mod schema;
 mod shards;

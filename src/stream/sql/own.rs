@@ -49,8 +49,9 @@ const LOCK_STREAM: Statement = statement!(
      ORDER BY grp, shard",
     lock "FOR UPDATE"
 );
-const LIVING: Statement =
-    statement!("SELECT name FROM members WHERE grp = $1 AND seen > $2 ORDER BY name");
+const LIVING: Statement = statement!(
+    "SELECT name FROM members WHERE grp = $1 AND ordered = 1 AND seen > $2 ORDER BY name"
+);
 const FREE: Statement =
     statement!("SELECT shard FROM owners WHERE grp = $1 AND until <= $2 ORDER BY shard");
 /// No row: somebody else is just claiming it.
@@ -81,6 +82,8 @@ const GIVE_UP_ALL: Statement =
     statement!("UPDATE owners SET member = '', until = 0 WHERE grp = $1 AND member = $2");
 const TAKE_AWAY: Statement =
     statement!("UPDATE owners SET member = '', until = 0 WHERE grp = $1 AND shard = $2");
+const TAKE_ALL_AWAY: Statement =
+    statement!("UPDATE owners SET member = '', until = 0 WHERE grp = $1");
 const FORGET: Statement = statement!("DELETE FROM members WHERE grp = $1 AND name = $2");
 const GIVE_UP_EVERYWHERE: Statement =
     statement!("UPDATE owners SET member = '', until = 0 WHERE member = $1");
@@ -218,6 +221,12 @@ async fn in_order(tx: &mut dyn Sql, lock: Statement, args: &[Arg<'_>]) -> Result
 /// Takes a shard from whoever owns it: the next owner has a greater epoch.
 pub(super) async fn take_away(tx: &mut dyn Sql, group: i64, shard: u32) -> Result<()> {
     tx.run(TAKE_AWAY, args![group, shard]).await?;
+    Ok(())
+}
+
+/// The same for all shards of a group, whose rows are locked.
+pub(super) async fn take_all_away(tx: &mut dyn Sql, group: i64) -> Result<()> {
+    tx.run(TAKE_ALL_AWAY, args![group]).await?;
     Ok(())
 }
 

@@ -56,6 +56,11 @@ const SINCE_2: &str = "
 -- nor cursors. In each row, as these are what an append locks.
 ALTER TABLE offsets ADD COLUMN shards INTEGER NOT NULL DEFAULT 0;
 UPDATE offsets SET shards = (SELECT COUNT(*) FROM offsets o WHERE o.stream = offsets.stream);
+-- Whether the group is an ordered one. In each row, as these are what a fetch locks.
+ALTER TABLE cursors ADD COLUMN ordered INTEGER NOT NULL DEFAULT 0;
+-- Whether the member is one of an ordered group, and how many milliseconds it may be silent.
+ALTER TABLE members ADD COLUMN ordered INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE members ADD COLUMN lease INTEGER NOT NULL DEFAULT 0;
 -- Who owns a shard of an ordered group, until when in the time of `leases`; `epoch` rises with
 -- each owner. `member` is empty where it was given up.
 CREATE TABLE owners (

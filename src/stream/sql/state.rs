@@ -29,9 +29,10 @@ const START_AT_THE_END: Statement = statement!(
 /// Every group has a cursor in every shard, also where somebody else made the one or the other; a
 /// missing one starts at the oldest event retained.
 const START_AT_THE_BEGINNING: Statement = statement!(
-    "INSERT INTO cursors (grp, shard, next)
+    "INSERT INTO cursors (grp, shard, next, ordered)
      SELECT g.id, o.shard, COALESCE((SELECT MIN(first) FROM messages m
-       WHERE m.stream = o.stream AND m.shard = o.shard), o.next)
+         WHERE m.stream = o.stream AND m.shard = o.shard), o.next),
+       COALESCE((SELECT MAX(c.ordered) FROM cursors c WHERE c.grp = g.id), 0)
      FROM groups g JOIN offsets o ON o.stream = g.stream AND o.shard < o.shards
      WHERE g.stream = $1 ON CONFLICT DO NOTHING"
 );

@@ -1,13 +1,12 @@
 -- Does something with those of a member's entries that are still its own.
--- KEYS: a shard, what its cursor is known by. ARGV: what (ack, renew, release, charge, forget),
+-- KEYS: a shard, what its cursor is known by. ARGV: what (ack, renew, release, charge),
 -- group, member, more, what the member knows the cursor by; then ids, ascending.
 local key, what, group, me, more = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local STEP, IDS = 1000, 6
 
 -- Where the cursor was moved since, an entry may be the member's anew: by its id alone nobody can
--- tell. `forget` begins a life, which goes by the cursor as it is now.
-local known = redis.call('GET', KEYS[2]) or ''
-if what ~= 'forget' and known ~= ARGV[5] then
+-- tell.
+if (redis.call('GET', KEYS[2]) or '') ~= ARGV[5] then
   if what == 'release' then return end
   return redis.error_reply('CURSOR the cursor of the group was moved')
 end
@@ -24,7 +23,7 @@ local function held(first, last)
   end
 end
 
-local function hand_back(ids, less)
+local function hand_back(ids)
   -- Entries of one count in one command. 0 is the longest silence there can be.
   local by_count = {}
   for id, count in pairs(ids) do
@@ -32,7 +31,7 @@ local function hand_back(ids, less)
     by_count[count], list[#list + 1] = list, id
   end
   for count, list in pairs(by_count) do
-    local left = count % 1000 > 0 and count - less or count
+    local left = count % 1000 > 0 and count - 1 or count
     for i = 1, #list, STEP do
       local args = { unpack(list, i, math.min(i + STEP - 1, #list)) }
       for _, arg in ipairs({ 'TIME', 0, 'RETRYCOUNT', left, 'JUSTID' }) do
@@ -41,12 +40,6 @@ local function hand_back(ids, less)
       redis.call('XCLAIM', key, group, more, 0, unpack(args))
     end
   end
-end
-
--- Everything of the member, in its life before.
-if what == 'forget' then
-  hand_back(held('-', '+'), 0)
-  return known
 end
 
 local mine = held(ARGV[IDS], ARGV[#ARGV])
@@ -61,7 +54,7 @@ end
 if what == 'release' then
   local asked = {}
   for i = IDS, #ARGV do asked[ARGV[i]] = mine[ARGV[i]] end
-  return hand_back(asked, 1)
+  return hand_back(asked)
 end
 
 -- ack, renew. Answers what is not the member's, and what nobody can have any more.

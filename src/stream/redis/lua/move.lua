@@ -63,8 +63,9 @@ if expected ~= '' and expected ~= info['last-delivered-id'] then return { 'other
 if what == 'check' then return { 'done', 0 } end
 
 -- A script that fails half way keeps what it did. So first what anybody holds is made void, then
--- the group goes there, and only then what is pending is dropped.
-redis.call('SET', known, name)
+-- the group goes there, and only then what is pending is dropped. An ordered group remains one.
+local mode = string.match(redis.call('GET', known) or '', '%.ordered$') or ''
+redis.call('SET', known, name .. mode)
 if redis.call('EXISTS', owner) == 1 then redis.call('HSET', owner, 'member', '', 'until', 0) end
 -- Before version 7 nobody counts what a group has read.
 local set = read_by ~= ''

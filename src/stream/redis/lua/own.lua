@@ -20,7 +20,7 @@ if what ~= 'leave' and (redis.call('GET', KEYS[4]) or '') ~= ARGV[9] then
   return redis.error_reply('CURSOR the cursor of the group was moved')
 end
 -- An error before anything is written: the group may not be there.
-redis.call('XPENDING', key, group)
+local holders = redis.call('XPENDING', key, group)[4] or {}
 
 local function number(value) return string.format('%.0f', value) end
 local had = redis.call('HMGET', owner, 'member', 'epoch', 'until', 'id')
@@ -39,9 +39,30 @@ local function pending_of(consumer, count)
   return redis.call('XPENDING', key, group, '-', '+', count, consumer)
 end
 
+-- What anybody but `keeper` holds is nobody's from now on.
+local function free_all(keeper)
+  local start = '-'
+  while true do
+    local some = redis.call('XPENDING', key, group, start, '+', STEP)
+    local by_count = {}
+    for _, one in ipairs(some) do
+      if one[2] ~= free and one[2] ~= keeper then
+        local list = by_count[one[4]] or {}
+        by_count[one[4]], list[#list + 1] = list, one[1]
+      end
+    end
+    for count, list in pairs(by_count) do
+      local args = list
+      for _, arg in ipairs({ 'TIME', 0, 'RETRYCOUNT', count, 'JUSTID' }) do args[#args + 1] = arg end
+      redis.call('XCLAIM', key, group, free, 0, unpack(args))
+    end
+    if #some < STEP then break end
+    start = '(' .. some[#some][1]
+  end
+end
+
 -- Under another epoch than it knows of, what has the member's name is not its own: one of its
--- lives, or an answer that was lost, claimed it. It claims it anew. Who begins a life gives up what
--- the one before had.
+-- lives, or an answer that was lost, claimed it. It claims it anew.
 local same = member == me and till > 0
 local mine = same and epoch == tonumber(ARGV[10])
 if mine and what == 'give' and #pending_of(me, 1) == 0 then what = 'leave' end
@@ -58,27 +79,17 @@ elseif what == 'claim' and (same or till <= now) then
   epoch = math.max(epoch + 1, us)
   redis.call('HSETNX', owner, 'id', ARGV[8])
   redis.call('HSET', owner, 'member', me, 'epoch', number(epoch), 'until', number(now + lease))
-  -- What anybody held is nobody's now.
   -- invariant: one-owner, in-order
-  local start = '-'
-  while true do
-    local some = redis.call('XPENDING', key, group, start, '+', STEP)
-    local by_count = {}
-    for _, one in ipairs(some) do
-      if one[2] ~= free then
-        local list = by_count[one[4]] or {}
-        by_count[one[4]], list[#list + 1] = list, one[1]
-      end
-    end
-    for count, list in pairs(by_count) do
-      local args = list
-      for _, arg in ipairs({ 'TIME', 0, 'RETRYCOUNT', count, 'JUSTID' }) do args[#args + 1] = arg end
-      redis.call('XCLAIM', key, group, free, 0, unpack(args))
-    end
-    if #some < STEP then break end
-    start = '(' .. some[#some][1]
+  free_all()
+  holders, mine = {}, true
+end
+-- A read of a member that goes by no order looks at the mode only afterwards. One that was silent
+-- for too long may have taken what comes next here: it is not to be passed over.
+for _, holder in ipairs(mine and holders or {}) do
+  if holder[1] ~= me and holder[1] ~= free then
+    free_all(me)
+    break
   end
-  mine = true
 end
 
 local entries, counts = {}, {}
