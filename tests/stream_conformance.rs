@@ -419,6 +419,11 @@ async fn the_status_tells_the_numbers(at: Place) {
     assert_eq!(consumers, [("here/a/0", Some(4))]);
     assert!(status.groups[0].consumers[0].idle_ms.unwrap() < 20_000);
     assert!(status.groups[1].consumers.is_empty());
+    let _idle = at.member(&backend, "b").await;
+    let status = backend.status().await.unwrap();
+    let consumers: Vec<_> =
+        status.groups[1].consumers.iter().map(|c| (&*c.name, c.pending)).collect();
+    assert_eq!(consumers, [("here/b/1", Some(0))], "one that was given nothing yet");
 }
 
 async fn a_full_backlog_takes_no_more_until_the_slowest_group_caught_up(at: Place) {

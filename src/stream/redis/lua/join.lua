@@ -57,6 +57,8 @@ if owns[1] and (is_other or owns[1] == me) then
   redis.call('HSET', owner, 'member', '', 'until', 0)
 end
 if ARGV[8] == '1' then redis.call('ZADD', living, now, me) end
+-- By itself Redis knows of a member once it was given something.
+redis.call('XGROUP', 'CREATECONSUMER', key, group, me)
 while true do
   local some = redis.call('XPENDING', key, group, '-', '+', STEP, me)
   -- Entries of one count in one command. 0 is the longest silence there can be.
