@@ -20,7 +20,10 @@ if what ~= 'leave' and (redis.call('GET', KEYS[4]) or '') ~= ARGV[9] then
   return redis.error_reply('CURSOR the cursor of the group was moved')
 end
 -- An error before anything is written: the group may not be there.
-local holders = redis.call('XPENDING', key, group)[4] or {}
+local holds = {}
+for _, holder in ipairs(redis.call('XPENDING', key, group)[4] or {}) do
+  holds[holder[1]] = tonumber(holder[2])
+end
 
 local function number(value) return string.format('%.0f', value) end
 local had = redis.call('HMGET', owner, 'member', 'epoch', 'until', 'id')
@@ -81,20 +84,21 @@ elseif what == 'claim' and (same or till <= now) then
   redis.call('HSET', owner, 'member', me, 'epoch', number(epoch), 'until', number(now + lease))
   -- invariant: one-owner, in-order
   free_all()
-  holders, mine = {}, true
+  holds, mine = { [free] = most }, true
 end
 -- A read of a member that goes by no order looks at the mode only afterwards. One that was silent
 -- for too long may have taken what comes next here: it is not to be passed over.
-for _, holder in ipairs(mine and holders or {}) do
-  if holder[1] ~= me and holder[1] ~= free then
+for holder in pairs(mine and holds or {}) do
+  if holder ~= me and holder ~= free then
     free_all(me)
+    holds[free] = most
     break
   end
 end
 
 local entries, counts = {}, {}
-if mine and most > 0 and what ~= 'give' and #pending_of(me, room) < room then
-  local left = pending_of(free, most)
+if mine and most > 0 and what ~= 'give' and (holds[me] or 0) < room then
+  local left = holds[free] and pending_of(free, most) or {}
   if #left > 0 then
     local ids, known = {}, {}
     for n, one in ipairs(left) do ids[n], known[one[1]] = one[1], one[4] + 1 end
