@@ -101,9 +101,10 @@
 
 mod library;
 
-pub use event::EventId;
+pub use event::{EventId, Fence};
 pub use library::{
-    Batch, Consumer, Error, Group, Message, Producer, Received, Settled, Stream, StreamBuilder,
+    Batch, Consumer, Error, Group, Iter, Message, Producer, Received, Settled, Stream,
+    StreamBuilder,
 };
 pub use stream::shard_of;
 
