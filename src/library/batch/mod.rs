@@ -26,7 +26,7 @@ pub struct Settled {
     pub dead: Vec<EventId>,
     /// In an ordered group: these stand behind a message of their shard that is delivered again, and
     /// are delivered again behind it. They are not settled, and not of this batch any more; what was
-    /// done about them already may be done once more.
+    /// done about them already may be done once more. So it is with what was handed back before.
     pub waiting: Vec<EventId>,
 }
 
@@ -44,7 +44,8 @@ pub struct Batch {
     messages: Vec<Received>,
     /// Not settled yet.
     open: Mutex<HashSet<Pick>>,
-    /// In an ordered group: to be delivered again behind one of this batch.
+    /// In an ordered group: to be delivered again, behind one of this batch or as all was handed
+    /// back.
     waiting: Mutex<HashSet<Pick>>,
     /// Held while there are such.
     turn: Mutex<Option<Turn>>,
@@ -79,7 +80,8 @@ impl Batch {
 
     /// The messages, one by one. In an ordered group it passes over those that are not to be handled
     /// now, as is known when it comes upon them: those behind one of their shard that was
-    /// [retried](Self::retry), and those of a shard that another consumer has taken over.
+    /// [retried](Self::retry), those that were [handed back](Self::release), and those of a shard
+    /// that another consumer has taken over.
     pub fn iter(&self) -> Iter<'_> {
         Iter { batch: self, messages: self.messages.iter() }
     }
@@ -231,6 +233,9 @@ impl Batch {
             let _settling = shared.settling(&ours);
             let released = shared.hand_back(&reader, &ours).await;
             if shared.answer(&reader, released, &mut tries).await?.is_some() {
+                if shared.group.ordered {
+                    self.waiting().extend(work.picks());
+                }
                 let settled = work.done(Vec::new());
                 shared.hand().given_up(&rights);
                 return Ok(settled);
