@@ -92,8 +92,8 @@ impl Batch {
             return true;
         }
         let pick = &message.pick;
-        let lost = || self.open().contains(pick) && self.shared.hand().find(pick).is_none();
-        !self.waiting().contains(pick) && !lost()
+        let (waits, is_open) = (self.waiting().contains(pick), self.open().contains(pick));
+        !waits && (!is_open || self.shared.hand().find(pick).is_some())
     }
 
     /// How many messages it has.
@@ -262,6 +262,8 @@ impl Batch {
         &self,
         messages: impl IntoIterator<Item = &'m Received>,
     ) -> Result<(Vec<Pick>, Vec<EventId>), Error> {
+        // Which may be an iterator of this batch: it is asked for before anything is locked.
+        let messages: Vec<&Received> = messages.into_iter().collect();
         let (open, waits) = (self.open(), self.waiting());
         let (mut own, mut waiting) = (Vec::new(), Vec::new());
         for message in messages {
