@@ -1,143 +1,20 @@
 //! The examples as real programs, killed and stopped in the middle, beside each other and beside
 //! `aqueduct run`, with an oracle of what was published against what was booked.
 
+#[path = "support/orders.rs"]
+mod orders;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/servers.rs"]
 mod servers;
 
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use process::{Place, eventually};
-use rustix::process::{Pid, Signal, kill_process};
+use orders::{Orders, PATIENCE, Program, within};
+use process::eventually;
+use rustix::process::Signal;
 use servers::{Postgres, Rabbit, Redis, RedisCluster};
-
-/// How long others have to take over what a stopped consumer holds: a few leases.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Whether it comes true in time.
-fn within(time: Duration, mut holds: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + time;
-    while !holds() {
-        if Instant::now() >= end {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    true
-}
-
-/// One of the examples, next to the directory of this test's program.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().unwrap().parent().unwrap().join("examples").join(name);
-    assert!(path.exists(), "{path:?} is missing: cargo build --all-features --examples");
-    path
-}
-
-/// A stream at a URL, and a directory to run in.
-struct Orders {
-    place: Place,
-    url: String,
-    shards: u32,
-}
-
-impl Orders {
-    fn at(url: impl Into<String>) -> Self {
-        Self { place: Place::new(""), url: url.into(), shards: 3 }
-    }
-
-    fn command(&self, name: &str, args: &[&str], variables: &[(&str, &str)]) -> Command {
-        let mut command = Command::new(example(name));
-        command.arg(&self.url).args(args).current_dir(self.place.dir.path());
-        command.env("SHARDS", self.shards.to_string()).envs(variables.iter().copied());
-        command
-    }
-
-    fn publish(&self, count: u64, variables: &[(&str, &str)]) {
-        let done = self.command("producer", &["orders", &count.to_string()], variables).output();
-        let done = done.unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    }
-
-    fn consume(&self, name: &str, variables: &[(&str, &str)]) -> Program {
-        let log = self.place.path(&format!("{name}.log"));
-        let file = std::fs::File::create(&log).unwrap();
-        let mut command = self.command("consumer", &["orders", "billing", "book.db"], variables);
-        command.env("NAME", name).stdin(Stdio::null());
-        command.stdout(file.try_clone().unwrap()).stderr(file);
-        Program { child: command.spawn().unwrap(), log }
-    }
-
-    /// A consumer of an ordered group.
-    fn keep_in_order(&self, name: &str) -> Program {
-        let log = self.place.path(&format!("{name}.log"));
-        let file = std::fs::File::create(&log).unwrap();
-        let mut command = self.command("ordered", &["orders", "ledger", "ledger.db"], &[]);
-        // What dies with its consumer again and again is not to blame here.
-        command.envs([
-            ("LEASE_MS", "600"),
-            ("WORK_MS", "3"),
-            ("BATCH", "40"),
-            ("ATTEMPTS", "1000"),
-        ]);
-        command.env("NAME", name).stdin(Stdio::null());
-        command.stdout(file.try_clone().unwrap()).stderr(file);
-        Program { child: command.spawn().unwrap(), log }
-    }
-
-    fn booked(&self) -> i64 {
-        match self.place.path("book.db").exists() {
-            true => self.place.count("book.db", "SELECT count(*) FROM book"),
-            false => 0,
-        }
-    }
-
-    /// Each order from 1 to `count` is in the book, once.
-    fn check(&self, count: u64) {
-        let numbers: Vec<(i64,)> =
-            self.place.rows("book.db", "SELECT number FROM book ORDER BY number");
-        let numbers: Vec<u64> = numbers.into_iter().map(|row| row.0 as u64).collect();
-        assert_eq!(numbers, (1..=count).collect::<Vec<_>>());
-    }
-}
-
-/// An example that runs. It is killed when this is dropped.
-struct Program {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Program {
-    fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
-    }
-
-    fn handled(&self) -> usize {
-        self.said().lines().filter(|line| line.contains("booked")).count()
-    }
-
-    fn end(mut self) -> (ExitStatus, String) {
-        let status = self.child.wait().unwrap();
-        (status, self.said())
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("--- {:?} said ---\n{}", self.log, self.said());
-        }
-    }
-}
 
 /// Two consumers; one is killed in the middle of a batch, another is stopped for longer than its
 /// lease in the middle of one, and the last has to end well.
@@ -199,122 +76,6 @@ fn every_order_is_booked_once(orders: Orders) {
     orders.check(210);
     idle.signal(Signal::INT);
     assert!(idle.end().0.success());
-}
-
-/// Consumers of an ordered group are killed, told to end, and stopped for longer than their lease,
-/// while producers publish; what comes of it is told by a store that each of them writes, fenced by
-/// the epoch of its shard.
-fn each_key_is_handled_in_order(orders: Orders) {
-    const KEYS: u64 = 12;
-    const EACH: u64 = 60;
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let producers = publish_by_key(&orders, KEYS, EACH);
-    let ledger = |sql: &str| match orders.place.path("ledger.db").exists() {
-        true => orders.place.count("ledger.db", sql),
-        false => 0,
-    };
-    let all = "SELECT count(*) FROM ledger";
-    let mut names = 0..;
-    let mut start = || orders.keep_in_order(&format!("ledger-{}", names.next().unwrap()));
-    let mut running: Vec<Program> = (0..3).map(|_| start()).collect();
-    eventually("the ledger is there", || orders.place.path("ledger.db").exists());
-    eventually("something is in it", || running.iter().any(|it| it.said().contains("booked")));
-    let mut said = String::new();
-    for _ in 0..16 {
-        std::thread::sleep(Duration::from_millis(random.u64(50..400)));
-        let place = random.usize(0..running.len());
-        match random.u8(0..3) {
-            0 => running[place].signal(Signal::KILL),
-            1 => running[place].signal(Signal::INT),
-            _ => {
-                running[place].signal(Signal::STOP);
-                std::thread::sleep(Duration::from_millis(random.u64(700..1400)));
-                running[place].signal(Signal::CONT);
-                continue;
-            }
-        }
-        let (_, log) = running.swap_remove(place).end();
-        said.push_str(&log);
-        running.push(start());
-    }
-    producers.join().unwrap();
-    eventually("all is booked", || ledger(all) >= (KEYS * EACH) as i64);
-    for consumer in running {
-        consumer.signal(Signal::INT);
-        let (status, log) = consumer.end();
-        assert!(status.success() && log.contains("stopped well"), "{log}");
-        said.push_str(&log);
-    }
-    println!("turned away {} times", said.matches("turned away").count());
-    let rows: Vec<(String, i64, i64, i64)> = orders
-        .place
-        .rows("ledger.db", "SELECT customer, number, shard, epoch FROM ledger ORDER BY place");
-    let mut by_key = std::collections::BTreeMap::<String, Vec<i64>>::new();
-    let mut epochs = std::collections::BTreeMap::<i64, i64>::new();
-    for (customer, number, shard, epoch) in rows {
-        by_key.entry(customer).or_default().push(number);
-        let before = epochs.insert(shard, epoch);
-        assert!(before <= Some(epoch), "shard {shard}: {epoch} after {before:?}");
-    }
-    assert_eq!(by_key.len() as u64, KEYS);
-    for (key, numbers) in by_key {
-        assert_eq!(numbers, (1..=EACH as i64).collect::<Vec<_>>(), "{key}");
-    }
-    assert!(epochs.len() > 1, "{epochs:?}");
-}
-
-/// Producers that race, each with keys of its own, on a thread of their own.
-fn publish_by_key(orders: &Orders, keys: u64, each: u64) -> std::thread::JoinHandle<()> {
-    let url = match orders.url.strip_prefix("embedded:") {
-        Some(file) => format!("embedded:{}", orders.place.path(file).display()),
-        None => orders.url.clone(),
-    };
-    let shards = orders.shards;
-    let publish = async move |producer: u64| {
-        let stream = aqueduct::Stream::at_cluster(url.split(',')).name("orders").shards(shards);
-        let stream = stream.open().await.unwrap();
-        stream.group("ledger").ordered().create().await.unwrap();
-        let producer_of = stream.producer("shop").await.unwrap();
-        let mut shop = producer_of.patience(Duration::from_secs(60));
-        for number in 1..=each {
-            let of = (0..keys).filter(|key| key % 3 == producer);
-            let message = |key: u64| {
-                let order = serde_json::json!({ "number": number });
-                aqueduct::Message::json(&order).unwrap().key(format!("customer-{key}"))
-            };
-            let messages: Vec<_> = of.map(message).collect();
-            shop.publish(&messages).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(60)).await;
-        }
-    };
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async { tokio::join!(publish(0), publish(1), publish(2)) });
-    })
-}
-
-#[test]
-fn in_order_on_embedded() {
-    each_key_is_handled_in_order(Orders::at("embedded:streams.db"));
-}
-
-#[test]
-fn in_order_on_redis() {
-    let server = Redis::start();
-    each_key_is_handled_in_order(Orders::at(server.url()));
-}
-
-#[test]
-fn in_order_on_redis_cluster() {
-    let cluster = RedisCluster::start();
-    each_key_is_handled_in_order(Orders::at(cluster.urls().join(",")));
-}
-
-#[test]
-fn in_order_on_postgres() {
-    each_key_is_handled_in_order(Orders::at(Postgres::shared().database()));
 }
 
 #[test]
