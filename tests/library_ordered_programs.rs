@@ -56,6 +56,7 @@ fn each_key_is_handled_in_order(orders: Orders) {
     producers.join().unwrap();
     eventually("all is booked", || ledger(all) >= (KEYS * EACH) as i64);
     for consumer in running {
+        eventually("it can be asked to end", || consumer.catches_interrupts());
         consumer.signal(Signal::INT);
         let (status, log) = consumer.end();
         assert!(status.success() && log.contains("stopped well"), "{log}");

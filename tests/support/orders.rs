@@ -115,6 +115,14 @@ impl Program {
         kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
     }
 
+    /// Whether it would end in order: a signal that comes before ends it at once.
+    pub fn catches_interrupts(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+        caught & 1 << (Signal::INT.as_raw() - 1) != 0
+    }
+
     pub fn handled(&self) -> usize {
         self.said().lines().filter(|line| line.contains("booked")).count()
     }

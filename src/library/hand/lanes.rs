@@ -203,3 +203,53 @@ impl Lanes {
         self.lanes.values().any(|lane| !lane.out.is_empty())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, EventId, Fence};
+
+    fn delivery(epoch: i64, offset: u64) -> Delivery {
+        let id = EventId::hashed(&[&offset.to_le_bytes()]);
+        Delivery {
+            event: Event::new(id, Default::default(), "shop".into(), 0),
+            stream: "s".into(),
+            ticket: Ticket { shard: 0, hold: 0, offset },
+            deliveries: 1,
+            attempts: 0,
+            fence: Some(Fence { group: "s/g/1".into(), shard: 0, epoch }.into()),
+        }
+    }
+
+    fn push(lanes: &mut Lanes, epoch: i64, offset: u64) -> (Option<Vec<Ticket>>, Pick) {
+        let delivery = delivery(epoch, offset);
+        let gone = lanes.admit(&delivery).map(|gone| gone.tickets().collect());
+        let pick = Pick { ticket: delivery.ticket, number: offset };
+        if gone.is_some() {
+            lanes.push(pick);
+        }
+        (gone, pick)
+    }
+
+    #[test]
+    fn a_new_ownership_ends_the_old_one_and_what_has_ended_takes_nothing_in() {
+        let mut lanes = Lanes::default();
+        let (_, first) = push(&mut lanes, 1, 0);
+        let (_, second) = push(&mut lanes, 1, 1);
+        lanes.given(first);
+        let both = vec![first.ticket, second.ticket];
+        assert_eq!(push(&mut lanes, 2, 2).0, Some(both), "whoever has them");
+        assert_eq!(push(&mut lanes, 1, 3).0, None, "that was before");
+        assert_eq!(lanes.void(), [delivery(1, 3).ticket]);
+        let third = *lanes.fronts().next().unwrap();
+        assert_eq!((third.ticket.offset, lanes.is_out()), (2, false));
+        assert_eq!(lanes.end(&third).tickets().collect::<Vec<_>>(), [third.ticket]);
+        assert_eq!(push(&mut lanes, 2, 4).0, None, "a fetch was under way");
+        assert_eq!(lanes.fronts().count(), 0);
+        // A claim frees what was held before: only what it does not is handed back.
+        assert_eq!(push(&mut lanes, 3, 2).0, Some(Vec::new()));
+        assert_eq!(lanes.void(), []);
+        assert_eq!(lanes.close(0, 2).tickets().count(), 0, "that is not by what it is held");
+        assert_eq!(lanes.close(0, 3).tickets().count(), 1);
+    }
+}
