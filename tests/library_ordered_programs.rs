@@ -15,12 +15,20 @@ use process::eventually;
 use rustix::process::Signal;
 use servers::{Postgres, Redis, RedisCluster};
 
+const TABLES: &str =
+    "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('ledger', 'fences')";
+const AUDIT: [&str; 2] = [
+    "CREATE TABLE stale (shard INTEGER)",
+    "CREATE TRIGGER audit AFTER UPDATE ON fences WHEN new.epoch < old.epoch
+     BEGIN INSERT INTO stale VALUES (new.shard); END",
+];
+
 /// Consumers of an ordered group are killed, told to end, and stopped for longer than their lease,
 /// while producers publish; what comes of it is told by a store that each of them writes, fenced by
 /// the epoch of its shard.
 fn each_key_is_handled_in_order(orders: Orders) {
     const KEYS: u64 = 12;
-    const EACH: u64 = 60;
+    const EACH: u64 = 100;
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -34,17 +42,23 @@ fn each_key_is_handled_in_order(orders: Orders) {
     let mut start = || orders.keep_in_order(&format!("ledger-{}", names.next().unwrap()));
     let mut running: Vec<Program> = (0..3).map(|_| start()).collect();
     eventually("the ledger is there", || orders.place.path("ledger.db").exists());
+    // What a store lets through of an owner that another one had followed is written down, also where
+    // it was stored before.
+    eventually("its tables are", || ledger(TABLES) == 2);
+    for sql in AUDIT {
+        orders.place.count("ledger.db", sql);
+    }
     eventually("something is in it", || running.iter().any(|it| it.said().contains("booked")));
     let mut said = String::new();
     for _ in 0..16 {
         std::thread::sleep(Duration::from_millis(random.u64(50..400)));
         let place = random.usize(0..running.len());
-        match random.u8(0..3) {
+        match random.u8(0..4) {
             0 => running[place].signal(Signal::KILL),
             1 => running[place].signal(Signal::INT),
             _ => {
                 running[place].signal(Signal::STOP);
-                std::thread::sleep(Duration::from_millis(random.u64(700..1400)));
+                std::thread::sleep(Duration::from_millis(random.u64(650..1100)));
                 running[place].signal(Signal::CONT);
                 continue;
             }
@@ -73,6 +87,7 @@ fn each_key_is_handled_in_order(orders: Orders) {
         let before = epochs.insert(shard, epoch);
         assert!(before <= Some(epoch), "shard {shard}: {epoch} after {before:?}");
     }
+    assert_eq!(ledger("SELECT count(*) FROM stale"), 0, "stores by who was followed");
     assert_eq!(by_key.len() as u64, KEYS);
     for (key, numbers) in by_key {
         assert_eq!(numbers, (1..=EACH as i64).collect::<Vec<_>>(), "{key}");

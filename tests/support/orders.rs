@@ -75,7 +75,7 @@ impl Orders {
         // What dies with its consumer again and again is not to blame here.
         command.envs([
             ("LEASE_MS", "600"),
-            ("WORK_MS", "8"),
+            ("WORK_MS", "15"),
             ("BATCH", "40"),
             ("ATTEMPTS", "1000"),
         ]);
