@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::Error;
 use super::batch::Batch;
 use super::error::Tries;
 use super::hand::{Pick, Suspect};
-use super::shared::Shared;
+use super::shared::{Fetching, Shared};
 use crate::stream::Reader;
 
 /// Bytes in one batch, about.
@@ -59,7 +58,7 @@ pub struct Consumer {
     /// An attempt is being charged.
     charging: Option<BoxFuture<'static, anyhow::Result<()>>>,
     /// In an ordered group: a fetch is under way.
-    fetching: Option<(Arc<dyn Reader>, JoinHandle<anyhow::Result<()>>)>,
+    fetching: Option<(Arc<dyn Reader>, Fetching)>,
 }
 
 impl Consumer {

@@ -42,6 +42,9 @@ pub(super) struct Shared {
     runtime: Handle,
 }
 
+/// A fetch that is under way; what it finds is put into the hand.
+pub(super) type Fetching = JoinHandle<Result<()>>;
+
 /// Whether the program pulls.
 struct Pulls {
     now: bool,
@@ -241,7 +244,7 @@ impl Shared {
         most: usize,
         bytes: usize,
         wait: Duration,
-    ) -> JoinHandle<Result<()>> {
+    ) -> Fetching {
         let (shared, fetching) = (Arc::downgrade(self), self.fetching.clone());
         let reader = reader.clone();
         self.runtime.spawn(async move {
