@@ -65,7 +65,8 @@
 //! # std::fs::remove_dir_all(&dir).unwrap();
 //! ```
 //!
-//! `examples/producer.rs` and `examples/consumer.rs` are whole programs.
+//! `examples/producer.rs`, `examples/consumer.rs` and, for an ordered group, `examples/ordered.rs` are
+//! whole programs.
 //!
 //! # What you may rely on
 //!
@@ -81,8 +82,11 @@
 //! - **Nothing is stuck.** A message whose handling fails, or ends its process, again and again
 //!   becomes a dead letter, and never one that shared a batch with it.
 //! - **One key, one shard, one order** ([`Message::key`], [`shard_of`]), unless the producer names
-//!   another shard ([`Message::shard`]). Consumers of a group share a
-//!   shard, so with several of them messages of one key may be worked on at the same time.
+//!   another shard ([`Message::shard`]). Consumers of a group share a shard, so with several of them
+//!   messages of one key may be worked on at the same time.
+//! - **Handled in order**, where a group asks for it ([`Group::ordered`]): a shard is one consumer's
+//!   at a time, and its next messages come once those before are settled. [`Received::fence`] keeps
+//!   out what a consumer still does that others have followed.
 //!
 //! A stream and a group of this library are those of the topology file: `aqueduct run` may write
 //! what a [`Consumer`] reads, and store what a [`Producer`] publishes.
@@ -101,9 +105,10 @@
 
 mod library;
 
-pub use event::EventId;
+pub use event::{EventId, Fence};
 pub use library::{
-    Batch, Consumer, Error, Group, Message, Producer, Received, Settled, Stream, StreamBuilder,
+    Batch, Consumer, Error, Group, Iter, Message, Producer, Received, Settled, Stream,
+    StreamBuilder,
 };
 pub use stream::shard_of;
 

@@ -1,83 +1,29 @@
 //! The library: publish, pull, settle, on every backend.
 
+#[path = "support/programs.rs"]
+mod programs;
 #[path = "support/streams.rs"]
 mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aqueduct::spec::Value;
 use aqueduct::stream::Backend;
 use aqueduct::{
-    Batch, Consumer, Error, EventId, Group, Message, Producer, Received, Settled, Stream,
-    StreamBuilder, shard_of,
+    Batch, Consumer, Error, EventId, Group, Message, Producer, Received, Settled, Stream, shard_of,
 };
+use programs::*;
 use streams::servers::Redis;
 use streams::{GLANCE, Place, until};
 use tokio::time::{Instant, timeout};
 
-/// A lease that no test waits for.
-const LONG: Duration = Duration::from_secs(60);
-/// A lease that a test can wait for.
-const SHORT: Duration = Duration::from_millis(600);
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-
-/// The same place, as a program names it.
-fn stream_at(at: &Place) -> StreamBuilder {
-    let values = || at.spec.values.iter();
-    let text = |value: &Value| match value {
-        Value::Str(text) => vec![text.clone()],
-        Value::List(list) => list.clone(),
-        other => panic!("{other:?}"),
-    };
-    let urls: Vec<String> = values()
-        .filter_map(|(key, value)| match key {
-            "url" => Some(text(value)),
-            "path" => Some(vec![format!("embedded:{}", text(value)[0])]),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    let others = values().filter(|(key, _)| !["url", "path"].contains(key));
-    let builder = Stream::at_cluster(urls).name("s").data_dir(at.folder.path());
-    let builder = builder.shards(at.spec.shards);
-    others.fold(builder, |builder, (key, value)| builder.set(key, &text(value)[0]))
-}
 
 async fn open(at: &Place) -> (Stream, Producer) {
     let stream = stream_at(at).open().await.unwrap();
     stream.group("g").create().await.unwrap();
     let producer = stream.producer("shop").await.unwrap();
     (stream, producer)
-}
-
-fn messages(numbers: std::ops::Range<u32>) -> Vec<Message> {
-    numbers.map(|number| Message::json(&number).unwrap()).collect()
-}
-
-fn number(message: &Received) -> u32 {
-    message.json().unwrap()
-}
-
-fn numbers(batch: &Batch) -> Vec<u32> {
-    batch.iter().map(number).collect()
-}
-
-/// Pulls until there is something.
-async fn some(consumer: &mut Consumer) -> Batch {
-    let start = Instant::now();
-    loop {
-        let batch = consumer.pull(100, Duration::from_millis(500)).await.unwrap();
-        if !batch.is_empty() {
-            return batch;
-        }
-        assert!(start.elapsed() < streams::PATIENCE, "nothing came");
-    }
-}
-
-async fn nothing(consumer: &mut Consumer) {
-    let batch = consumer.pull(100, GLANCE).await.unwrap();
-    assert_eq!(numbers(&batch), [0; 0], "nothing was to be delivered");
 }
 
 /// Pulls and acknowledges `count` messages.

@@ -1,126 +1,20 @@
 //! The examples as real programs, killed and stopped in the middle, beside each other and beside
 //! `aqueduct run`, with an oracle of what was published against what was booked.
 
+#[path = "support/orders.rs"]
+mod orders;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/servers.rs"]
 mod servers;
 
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use process::{Place, eventually};
-use rustix::process::{Pid, Signal, kill_process};
+use orders::{Orders, PATIENCE, Program, within};
+use process::eventually;
+use rustix::process::Signal;
 use servers::{Postgres, Rabbit, Redis, RedisCluster};
-
-/// How long others have to take over what a stopped consumer holds: a few leases.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Whether it comes true in time.
-fn within(time: Duration, mut holds: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + time;
-    while !holds() {
-        if Instant::now() >= end {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    true
-}
-
-/// One of the examples, next to the directory of this test's program.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().unwrap().parent().unwrap().join("examples").join(name);
-    assert!(path.exists(), "{path:?} is missing: cargo build --all-features --examples");
-    path
-}
-
-/// A stream at a URL, and a directory to run in.
-struct Orders {
-    place: Place,
-    url: String,
-    shards: u32,
-}
-
-impl Orders {
-    fn at(url: impl Into<String>) -> Self {
-        Self { place: Place::new(""), url: url.into(), shards: 3 }
-    }
-
-    fn command(&self, name: &str, args: &[&str], variables: &[(&str, &str)]) -> Command {
-        let mut command = Command::new(example(name));
-        command.arg(&self.url).args(args).current_dir(self.place.dir.path());
-        command.env("SHARDS", self.shards.to_string()).envs(variables.iter().copied());
-        command
-    }
-
-    fn publish(&self, count: u64, variables: &[(&str, &str)]) {
-        let done = self.command("producer", &["orders", &count.to_string()], variables).output();
-        let done = done.unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    }
-
-    fn consume(&self, name: &str, variables: &[(&str, &str)]) -> Program {
-        let log = self.place.path(&format!("{name}.log"));
-        let file = std::fs::File::create(&log).unwrap();
-        let mut command = self.command("consumer", &["orders", "billing", "book.db"], variables);
-        command.env("NAME", name).stdin(Stdio::null());
-        command.stdout(file.try_clone().unwrap()).stderr(file);
-        Program { child: command.spawn().unwrap(), log }
-    }
-
-    fn booked(&self) -> i64 {
-        match self.place.path("book.db").exists() {
-            true => self.place.count("book.db", "SELECT count(*) FROM book"),
-            false => 0,
-        }
-    }
-
-    /// Each order from 1 to `count` is in the book, once.
-    fn check(&self, count: u64) {
-        let numbers: Vec<(i64,)> =
-            self.place.rows("book.db", "SELECT number FROM book ORDER BY number");
-        let numbers: Vec<u64> = numbers.into_iter().map(|row| row.0 as u64).collect();
-        assert_eq!(numbers, (1..=count).collect::<Vec<_>>());
-    }
-}
-
-/// An example that runs. It is killed when this is dropped.
-struct Program {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Program {
-    fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
-    }
-
-    fn handled(&self) -> usize {
-        self.said().lines().filter(|line| line.contains("booked")).count()
-    }
-
-    fn end(mut self) -> (ExitStatus, String) {
-        let status = self.child.wait().unwrap();
-        (status, self.said())
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("--- {:?} said ---\n{}", self.log, self.said());
-        }
-    }
-}
 
 /// Two consumers; one is killed in the middle of a batch, another is stopped for longer than its
 /// lease in the middle of one, and the last has to end well.

@@ -11,7 +11,8 @@ use super::Error;
 use super::batch::Batch;
 use super::error::Tries;
 use super::hand::{Pick, Suspect};
-use super::shared::Shared;
+use super::shared::{Fetching, Shared};
+use crate::stream::Reader;
 
 /// Bytes in one batch, about.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -20,6 +21,9 @@ const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// The longest that one fetch waits: when it began tells how long what it brings is certainly
 /// held.
 const FETCH_MAX: Duration = Duration::from_secs(1);
+/// The same in an ordered group, where a fetch goes on though nobody waits for it any more, and who
+/// closes waits for its end.
+const FETCH_MAX_IN_ORDER: Duration = Duration::from_millis(200);
 
 /// A message that may take the process down is with the program alone, so that such a death has
 /// one cause: who handles others holds this for reading.
@@ -53,11 +57,13 @@ pub struct Consumer {
     turn: Option<BoxFuture<'static, OwnedRwLockWriteGuard<()>>>,
     /// An attempt is being charged.
     charging: Option<BoxFuture<'static, anyhow::Result<()>>>,
+    /// In an ordered group: a fetch is under way.
+    fetching: Option<(Arc<dyn Reader>, Fetching)>,
 }
 
 impl Consumer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, turn: None, charging: None }
+        Self { shared, turn: None, charging: None, fetching: None }
     }
 
     /// The next messages, at most `most` and about 4 MiB, as soon as there is one; an empty batch
@@ -71,11 +77,17 @@ impl Consumer {
     /// While the backend is away it tries again until `wait` has passed, and errs with
     /// [`Error::Away`] then; the next pull goes on trying. It is cancel safe: where its future is
     /// dropped nothing is lost, and the next pull has what this one would have had.
+    ///
+    /// In an [ordered](super::Group::ordered) group it gives the next messages of the shards of which
+    /// everything that was given before is settled. Who does not pull for a lease and has nothing to
+    /// settle leaves its shards to others.
     pub async fn pull(&mut self, most: usize, wait: Duration) -> Result<Batch, Error> {
+        let _pulling = self.shared.pulling();
         let end = Instant::now() + wait.min(WAIT_MAX);
         let mut tries = Tries::until(end, self.shared.what("pull messages"));
         let mut looked = false;
         loop {
+            self.shared.make_sure(&mut tries).await?;
             let suspect = self.shared.hand().next_suspect();
             match suspect.filter(|suspect| suspect.due <= Instant::now()) {
                 Some(suspect) => match self.alone(suspect, end, &mut tries).await? {
@@ -85,19 +97,24 @@ impl Consumer {
                 None => self.turn = None,
             }
             if self.shared.hand().has_fresh() {
-                return Ok(self.together(most, end).await);
+                match self.together(most, end, &mut tries).await? {
+                    Some(batch) => return Ok(batch),
+                    None => continue,
+                }
             }
             if looked && Instant::now() >= end {
                 return Ok(Batch::empty(&self.shared));
             }
             let due = suspect.map_or(end, |suspect| suspect.due.min(end));
-            self.fetch(most, due, &mut tries).await?;
-            looked = true;
+            looked |= match self.shared.group.ordered {
+                true => self.fetch_in_order(most, due, &mut tries).await?,
+                false => self.fetch(most, due, &mut tries).await?,
+            };
         }
     }
 
-    /// Fetches until `end`, or until something else is to be delivered.
-    async fn fetch(&mut self, most: usize, end: Instant, tries: &mut Tries) -> Result<(), Error> {
+    /// Fetches until `end`, or until something else is to be delivered: then it answers `false`.
+    async fn fetch(&mut self, most: usize, end: Instant, tries: &mut Tries) -> Result<bool, Error> {
         let shared = &self.shared;
         let reader = shared.reader_in(tries).await?;
         let since = Instant::now();
@@ -107,23 +124,52 @@ impl Consumer {
             fetched = reader.fetch(most.max(1), BATCH_BYTES_MAX, wait) => {
                 // Nothing may come between the two: dropped there, it would be lost.
                 let fetched = fetched.map(|fetched| shared.hand().take_in(fetched, since));
-                shared.answer(&reader, fetched, tries).await?;
+                Ok(shared.answer(&reader, fetched, tries).await?.is_some())
             }
-            () = shared.returned.notified() => {}
+            () = shared.returned.notified() => Ok(false),
         }
-        Ok(())
     }
 
-    /// A batch of what nothing speaks against.
-    async fn together(&mut self, most: usize, end: Instant) -> Batch {
-        let turn = timeout_at(end, SUSPICION.clone().read_owned()).await;
-        match turn {
-            Ok(turn) => {
-                let given = self.shared.hand().give(most.max(1));
-                Batch::new(&self.shared, given, Turn::Shared(turn))
-            }
-            Err(_) => Batch::empty(&self.shared),
+    /// The same in an ordered group, where a fetch that was begun goes on from pull to pull.
+    async fn fetch_in_order(
+        &mut self,
+        most: usize,
+        end: Instant,
+        tries: &mut Tries,
+    ) -> Result<bool, Error> {
+        let shared = &self.shared;
+        if self.fetching.is_none() {
+            let reader = shared.reader_in(tries).await?;
+            let wait = end.saturating_duration_since(Instant::now());
+            let wait = wait.min(FETCH_MAX_IN_ORDER).min(shared.group.lease / 4);
+            let fetch = shared.fetch(&reader, most.max(1), BATCH_BYTES_MAX, wait);
+            self.fetching = Some((reader, fetch));
         }
+        let Some((reader, fetch)) = &mut self.fetching else { return Ok(false) };
+        let fetched = tokio::select! {
+            fetched = fetch => fetched.map_err(anyhow::Error::new).flatten(),
+            () = shared.returned.notified() => return Ok(false),
+        };
+        let reader = reader.clone();
+        self.fetching = None;
+        Ok(shared.answer(&reader, fetched, tries).await?.is_some())
+    }
+
+    /// A batch of what nothing speaks against; an empty one where its turn did not come. `None`: it
+    /// is gone.
+    async fn together(
+        &mut self,
+        most: usize,
+        end: Instant,
+        tries: &mut Tries,
+    ) -> Result<Option<Batch>, Error> {
+        let turn = timeout_at(end, SUSPICION.clone().read_owned()).await;
+        let Ok(turn) = turn else { return Ok(Some(Batch::empty(&self.shared))) };
+        // It may have waited long.
+        self.shared.make_sure(tries).await?;
+        let given = self.shared.hand().give(most.max(1), BATCH_BYTES_MAX);
+        let is_some = !given.is_empty();
+        Ok(is_some.then(|| Batch::new(&self.shared, given, Turn::Shared(turn))))
     }
 
     /// A batch of one suspect; an empty one where its turn did not come. `None`: it is gone.
@@ -187,6 +233,7 @@ impl Consumer {
         let shared = &self.shared;
         let Some(held) = shared.hand().find(&pick) else { return Ok(()) };
         let times = held.delivery.attempts;
+        let _settling = shared.settling(&[pick]);
         let reason = format!("its delivery alone ended without an outcome, {times} times");
         loop {
             let reader = shared.reader_in(tries).await?;

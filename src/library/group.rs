@@ -42,6 +42,33 @@ impl Group {
         self.set("start", "latest")
     }
 
+    /// Each shard is one consumer's at a time, of all processes, and that one is given its messages
+    /// in order: what has one key is handled in the order in which it was published, one message
+    /// after the other. All members of a group, in all programs, have to be ordered, or none.
+    ///
+    /// - A consumer owns as many shards as are its share of those that pull; beyond the number of
+    ///   shards, consumers wait. A shard moves to another consumer at once when its owner closes or
+    ///   is dropped, when a lease has passed where it died or fell silent, and as soon as it has
+    ///   settled what it has of the shard where others join and it has more than its share.
+    /// - What [`pull`](Consumer::pull) gives of a shard is the next of it, in order; more of that
+    ///   shard only once all of it is settled, whichever batch has it, and meanwhile other shards'.
+    ///   Within a batch, messages of a shard are settled from the first on:
+    ///   [`ack_only`](super::Batch::ack_only) refuses to leave out one before.
+    /// - A message that is [retried](super::Batch::retry) keeps all behind it in its shard waiting,
+    ///   what the same batch has of that included: the batch
+    ///   [passes over](super::Batch::iter) these, and they come again behind it. It comes again
+    ///   alone, until it is settled or a dead letter; then its shard goes on. Other shards go on
+    ///   meanwhile. So it is with one that was dropped unsettled twice.
+    /// - A consumer that was stopped for longer than its lease cannot know at that moment that
+    ///   another one owns the shard. What it still does outside of this library is to be fenced by
+    ///   the [epoch](super::Received::fence) of what it has.
+    ///
+    /// Streams that can: `embedded:`, `redis:` and `postgres:`; on RabbitMQ opening the group errs
+    /// with [`Error::Invalid`].
+    pub fn ordered(self) -> Self {
+        self.set("ordered", true)
+    }
+
     /// Sets any key that `[group.NAME]` may have in a topology file, as it would stand there
     /// between quotes: `.set("queue", "bills")`.
     pub fn set(mut self, key: &str, value: impl ToString) -> Self {

@@ -4,18 +4,20 @@
 //! - [`message`], [`producer`]: the way in.
 //! - [`group`], [`consumer`], [`batch`]: the way out, with [`hand`] and [`shared`] behind them:
 //!   what a consumer holds, and who keeps it.
+//! - [`handler`]: the program, where a topology has a sink.
 
 mod batch;
 mod consumer;
 mod error;
 mod group;
 mod hand;
+mod handler;
 mod message;
 mod place;
 mod producer;
 mod shared;
 
-pub use batch::{Batch, Received, Settled};
+pub use batch::{Batch, Iter, Received, Settled};
 pub use consumer::Consumer;
 pub use error::Error;
 pub use group::Group;

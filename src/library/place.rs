@@ -10,7 +10,7 @@ use anyhow::Context;
 use toml::{Table, Value};
 
 use super::group::Group;
-use super::{Error, Producer};
+use super::{Error, Producer, handler};
 use crate::spec::text::{did_you_mean, listed};
 use crate::spec::{Site, Ty};
 use crate::stream::{self, Backend, GroupSpec, StreamSpec, Writer};
@@ -255,17 +255,18 @@ impl Place {
             Role::Read(group, keys) => BTreeMap::from([(group.to_owned(), keys.clone())]),
         };
         // A sink and a stream cannot share a name.
-        let handler = if name == "handler" { "consumer" } else { "handler" };
+        let sink = if name == "handler" { "consumer" } else { "handler" };
         for (group, mut keys) in groups {
-            keys.extend(table(&[("from", name), ("to", handler)]));
+            keys.extend(table(&[("from", name), ("to", sink)]));
             put("group", &group, keys);
-            put("sink", handler, table(&[("kind", "console")]));
+            put("sink", sink, table(&[("kind", handler::KIND.name)]));
         }
         if let Some(data_dir) = &self.settings.data_dir {
             file.insert("runtime".into(), Value::Table(table(&[("data_dir", data_dir)])));
         }
         let env = Environment::default();
-        let topology = Topology::parse(FILE, &file.to_string(), &env, Kinds::all());
+        let kinds = Kinds { sinks: handler::KINDS, ..Kinds::all() };
+        let topology = Topology::parse(FILE, &file.to_string(), &env, kinds);
         let mut topology = topology.map_err(|faults| {
             let messages = faults.faults.into_iter().map(|fault| fault.message);
             Error::Invalid(messages.collect::<Vec<_>>().join("; "))

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::Error;
 use super::error::Tries;
 use super::hand::{Hand, Pick};
 use super::place::Declared;
-use crate::event::Ticket;
+use crate::event::{Delivery, Ticket};
 use crate::spec::Site;
 use crate::stream::{Backend, GroupSpec, Reader, ReaderSpec, StreamSpec};
 
@@ -31,10 +32,44 @@ pub(super) struct Shared {
     member: String,
     line: tokio::sync::Mutex<Line>,
     hand: Mutex<Hand>,
-    /// Something was let go of that is to be delivered again.
+    /// In an ordered group: held by who fetches, to the end of that, also where nobody waits for it
+    /// any more, and by who hands shards back.
+    fetching: Arc<tokio::sync::Mutex<()>>,
+    pulls: Mutex<Pulls>,
+    /// Something was let go of that is to be delivered again, or settled that others wait for.
     pub returned: Notify,
     pub closed: AtomicBool,
     runtime: Handle,
+}
+
+/// A fetch that is under way; what it finds is put into the hand.
+pub(super) type Fetching = JoinHandle<Result<()>>;
+
+/// Whether the program pulls.
+struct Pulls {
+    now: bool,
+    last: Instant,
+}
+
+/// A pull that is under way.
+pub(super) struct Pulling(Arc<Shared>);
+
+impl Drop for Pulling {
+    fn drop(&mut self) {
+        *self.0.pulls() = Pulls { now: false, last: Instant::now() };
+    }
+}
+
+/// Messages that somebody is about to settle.
+pub(super) struct Settling {
+    shared: Arc<Shared>,
+    pub picks: Vec<Pick>,
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.shared.hand().set_settling(&self.picks, false);
+    }
 }
 
 /// The way to the backend.
@@ -54,11 +89,13 @@ impl Shared {
         let shared = Arc::new(Self {
             // Two consumers of one name would take each other's messages.
             member: format!("{}/{}/{name}-{number}", site.instance, group.name),
+            hand: Mutex::new(Hand::new(group.ordered)),
             group,
             stream,
             site,
             line: tokio::sync::Mutex::default(),
-            hand: Mutex::default(),
+            fetching: Arc::default(),
+            pulls: Mutex::new(Pulls { now: false, last: Instant::now() }),
             returned: Notify::new(),
             closed: AtomicBool::new(false),
             runtime: Handle::current(),
@@ -82,6 +119,31 @@ impl Shared {
     /// The hand. What it guards is whole between any two statements.
     pub fn hand(&self) -> MutexGuard<'_, Hand> {
         self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pulls(&self) -> MutexGuard<'_, Pulls> {
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The program pulls, until what this answers is dropped.
+    pub fn pulling(self: &Arc<Self>) -> Pulling {
+        self.pulls().now = true;
+        Pulling(self.clone())
+    }
+
+    /// Somebody is about to settle these, until what this answers is dropped: that they are gone then
+    /// does not mean that they are lost.
+    pub fn settling(self: &Arc<Self>, picks: &[Pick]) -> Settling {
+        self.hand().set_settling(picks, true);
+        Settling { shared: self.clone(), picks: picks.to_vec() }
+    }
+
+    /// Whether the program has nothing of an ordered group, and has not asked for anything in a
+    /// lease: then it is not to keep others from its shards.
+    fn rests(&self) -> bool {
+        let Pulls { now, last } = *self.pulls();
+        let idle = self.group.ordered && !now && last.elapsed() >= self.group.lease;
+        idle && !self.hand().is_out()
     }
 
     /// The backend's side of the hand, opened where it is not.
@@ -157,8 +219,88 @@ impl Shared {
         Ok(())
     }
 
+    /// Makes sure that what is to be given out next still is this consumer's.
+    pub async fn make_sure(&self, tries: &mut Tries) -> Result<(), Error> {
+        loop {
+            let age = self.group.lease / 2;
+            let stale = self.hand().stale(age);
+            if stale.is_empty() {
+                return Ok(());
+            }
+            let reader = self.reader_in(tries).await?;
+            let looked = self.look(&reader, &stale, age).await;
+            if self.answer(&reader, looked, tries).await?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Fetches in an ordered group, to its end whatever becomes of who asked for it: a fetch that
+    /// is given up hands the shards back that it found something in, and with them what this
+    /// consumer has of these.
+    pub fn fetch(
+        self: &Arc<Self>,
+        reader: &Arc<dyn Reader>,
+        most: usize,
+        bytes: usize,
+        wait: Duration,
+    ) -> Fetching {
+        let (shared, fetching) = (Arc::downgrade(self), self.fetching.clone());
+        let reader = reader.clone();
+        self.runtime.spawn(async move {
+            let turn = fetching.lock_owned().await;
+            if let Some(shared) = shared.upgrade() {
+                shared.hand_back_void(&reader, &turn).await?;
+            }
+            let since = Instant::now();
+            let fetched = reader.fetch(most, bytes, wait).await?;
+            match shared.upgrade() {
+                Some(shared) => shared.take_in(&reader, fetched, since).await,
+                None => {
+                    let tickets: Vec<Ticket> = fetched.iter().map(|it| it.ticket).collect();
+                    reader.release(&tickets).await?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    async fn take_in(&self, reader: &Arc<dyn Reader>, fetched: Vec<Delivery>, since: Instant) {
+        let line = self.line.lock().await;
+        let open = line.open.as_ref();
+        match open.is_some_and(|(_, open)| Arc::ptr_eq(open, reader)) {
+            true => self.hand().take_in(fetched, since),
+            false => self.hand().turn_away(fetched),
+        }
+    }
+
+    /// Hands back what was held of shards that were lost.
+    async fn hand_back_void(
+        &self,
+        reader: &Arc<dyn Reader>,
+        _turn: &OwnedMutexGuard<()>,
+    ) -> Result<()> {
+        let void = self.hand().void();
+        if void.is_empty() {
+            return Ok(());
+        }
+        let released = reader.release(&void).await;
+        if released.is_err() {
+            self.hand().not_handed_back(void);
+        }
+        released
+    }
+
     /// Renews all leases once.
     async fn renew(&self) -> Result<()> {
+        if self.rests() {
+            return Ok(());
+        }
+        // Where one is under way, it has done so, or the next one does.
+        if let Ok(turn) = self.fetching.clone().try_lock_owned() {
+            let reader = self.reader().await?;
+            self.hand_back_void(&reader, &turn).await?;
+        }
         let picks = self.hand().all();
         if picks.is_empty() {
             return Ok(());
@@ -200,13 +342,18 @@ impl Shared {
     /// Hands back everything, and ends.
     pub async fn close(&self) -> Result<(), Error> {
         self.closed.store(true, Ordering::Release);
+        let _last = self.fetching.lock().await;
         let mut tries = self.tries("hand back the messages");
         loop {
             let open = self.line.lock().await.open.as_ref().map(|(_, reader)| reader.clone());
             // Without a line it holds nothing.
             let Some(reader) = open else { break };
             let all = self.hand().all();
-            let handed_back = self.hand_back(&reader, &all).await;
+            let left = async {
+                self.hand_back(&reader, &all).await?;
+                reader.leave().await
+            };
+            let handed_back = left.await;
             if self.answer(&reader, handed_back, &mut tries).await?.is_some() {
                 break;
             }
@@ -230,14 +377,18 @@ impl Shared {
 }
 
 impl Drop for Shared {
-    /// Hands back what the program never had, or has spoken about. What it was given without
-    /// another word counts as delivered: it may be what ends the program again and again.
+    /// Hands back what the program never had, or has spoken about, and gives up all shards. What it
+    /// was given without another word counts as delivered: it may be what ends the program again
+    /// and again.
     fn drop(&mut self) {
         let Some((backend, reader)) = self.line.get_mut().open.take() else { return };
-        let known = self.hand().known();
+        let (known, fetching) = (self.hand().known(), self.fetching.clone());
         self.runtime.spawn(async move {
-            if let Err(error) = reader.release(&known).await {
-                tracing::debug!("could not hand back what a consumer held: {error:#}");
+            let _last = fetching.lock().await;
+            for done in [reader.release(&known).await, reader.leave().await] {
+                if let Err(error) = done {
+                    tracing::debug!("could not hand back what a consumer held: {error:#}");
+                }
             }
             drop((reader, backend));
         });

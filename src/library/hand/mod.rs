@@ -1,10 +1,13 @@
 //! What a consumer holds: fetched, leased, and not settled yet.
 
+mod lanes;
+
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::lanes::{Gone, Lanes};
 use crate::event::{Delivery, Ticket};
 use crate::stream::suspicion;
 
@@ -35,6 +38,16 @@ pub(super) struct Held {
     known: bool,
     /// Another consumer has it, or may have it.
     lost: bool,
+    /// In an ordered group: the program said that it could not handle it.
+    refused: bool,
+    /// In an ordered group: when its next delivery alone is due.
+    due: Instant,
+}
+
+impl Held {
+    fn is_suspect(&self) -> bool {
+        suspicion::is_suspect(&self.delivery, self.deaths)
+    }
 }
 
 /// A message that is to be delivered alone.
@@ -55,17 +68,33 @@ pub(super) struct Hand {
     fresh: VecDeque<Pick>,
     suspects: Vec<Suspect>,
     numbers: u64,
+    /// In an ordered group it is these that tell what is to be delivered, and when.
+    lanes: Option<Lanes>,
 }
 
 impl Hand {
+    /// An empty one.
+    pub fn new(ordered: bool) -> Self {
+        Self { lanes: ordered.then(Lanes::default), ..Self::default() }
+    }
+
     /// Takes in what was fetched; it was this consumer's at `sure` at the earliest.
     pub fn take_in(&mut self, fetched: Vec<Delivery>, sure: Instant) {
         for delivery in fetched {
+            let admitted = self.lanes.as_mut().map(|lanes| lanes.admit(&delivery));
+            match admitted {
+                Some(None) => continue,
+                Some(Some(old)) => self.not_ours(old),
+                None => {}
+            }
             self.numbers += 1;
             let pick = Pick { ticket: delivery.ticket, number: self.numbers };
-            match suspicion::is_suspect(&delivery, 0) {
-                true => self.suspects.push(Suspect { pick, refused: false, due: sure }),
-                false => self.fresh.push_back(pick),
+            match &mut self.lanes {
+                Some(lanes) => lanes.push(pick),
+                None if suspicion::is_suspect(&delivery, 0) => {
+                    self.suspects.push(Suspect { pick, refused: false, due: sure });
+                }
+                None => self.fresh.push_back(pick),
             }
             let held = Held {
                 delivery,
@@ -77,8 +106,17 @@ impl Hand {
                 settling: false,
                 known: true,
                 lost: false,
+                refused: false,
+                due: sure,
             };
             self.held.insert(pick.ticket, held);
+        }
+    }
+
+    /// Does not take in what was fetched: it is to be handed back.
+    pub fn turn_away(&mut self, fetched: Vec<Delivery>) {
+        if let Some(lanes) = &mut self.lanes {
+            lanes.hand_back(fetched.iter().map(|delivery| delivery.ticket));
         }
     }
 
@@ -96,8 +134,11 @@ impl Hand {
         self.get(pick).cloned()
     }
 
-    /// Whether something waits to be delivered, but for suspects.
+    /// Whether something may be delivered now, but for suspects.
     pub fn has_fresh(&mut self) -> bool {
+        if let Some(lanes) = &self.lanes {
+            return lanes.fronts().any(|pick| self.get(pick).is_some_and(|it| !it.is_suspect()));
+        }
         while self.fresh.front().is_some_and(|pick| self.get(pick).is_none()) {
             self.forget_front();
         }
@@ -110,8 +151,11 @@ impl Hand {
         }
     }
 
-    /// Up to `most` messages for the program.
-    pub fn give(&mut self, most: usize) -> Vec<(Pick, Held)> {
+    /// Up to `most` messages, of about `bytes`, for the program.
+    pub fn give(&mut self, most: usize, bytes: usize) -> Vec<(Pick, Held)> {
+        if self.lanes.is_some() {
+            return self.give_in_order(most, bytes);
+        }
         let mut given = Vec::with_capacity(most.min(self.fresh.len()));
         while given.len() < most && self.has_fresh() {
             let Some(pick) = self.fresh.pop_front() else { break };
@@ -120,9 +164,40 @@ impl Hand {
         given
     }
 
+    /// The same of an ordered group: of each shard of which the program has nothing, the next.
+    fn give_in_order(&mut self, most: usize, bytes: usize) -> Vec<(Pick, Held)> {
+        let (mut given, mut size) = (Vec::new(), 0);
+        let shards = self.lanes.as_ref().map(Lanes::shards).unwrap_or_default();
+        for shard in shards {
+            let (before, mut died) = (given.len(), None);
+            while let Some(lanes) = &mut self.lanes
+                && let Some(pick) = lanes.next(shard, given.len() - before)
+                && let Some(held) = self.held.get(&pick.ticket)
+            {
+                // What was let go of once goes again without anything else of its shard.
+                let same = *died.get_or_insert(held.deaths > 0) == (held.deaths > 0);
+                if held.is_suspect() || !same {
+                    break;
+                }
+                size += held.delivery.event.size();
+                if given.len() == most || (size > bytes && !given.is_empty()) {
+                    return given;
+                }
+                if given.is_empty() {
+                    lanes.had_turn(shard);
+                }
+                given.extend(self.given(pick));
+            }
+        }
+        given
+    }
+
     /// One message for the program.
     pub fn given(&mut self, pick: Pick) -> Option<(Pick, Held)> {
         self.suspects.retain(|suspect| suspect.pick != pick);
+        if let Some(lanes) = &mut self.lanes {
+            lanes.given(pick);
+        }
         let held = self.get_mut(&pick)?;
         (held.given, held.known) = (held.given + 1, false);
         Some((pick, held.clone()))
@@ -130,6 +205,13 @@ impl Hand {
 
     /// The suspect that is due first.
     pub fn next_suspect(&mut self) -> Option<Suspect> {
+        if let Some(lanes) = &self.lanes {
+            let suspects = lanes.fronts().filter_map(|pick| {
+                let held = self.get(pick).filter(|held| held.is_suspect())?;
+                Some(Suspect { pick: *pick, refused: held.refused, due: held.due })
+            });
+            return suspects.min_by_key(|suspect| suspect.due);
+        }
         let gone = |hand: &Self, suspect: &Suspect| hand.get(&suspect.pick).is_none();
         let gone: Vec<Pick> =
             self.suspects.iter().filter(|it| gone(self, it)).map(|it| it.pick).collect();
@@ -146,7 +228,9 @@ impl Hand {
             (Some(held), Some(attempts)) => {
                 (held.delivery.attempts, held.charged) = (attempts, true);
             }
-            (Some(held), None) => held.lost = true,
+            (Some(_), None) => {
+                self.lose(&[*pick]);
+            }
             (None, _) => {}
         }
     }
@@ -158,16 +242,31 @@ impl Hand {
         }
     }
 
-    /// The program could not handle it: it is delivered again, alone.
-    pub fn refused(&mut self, pick: Pick) {
-        let Some(held) = self.get_mut(&pick) else { return };
+    /// The program could not handle it: it is delivered again, alone. Answers what it had of the
+    /// same shard behind that, in an ordered group: it has it no longer, as if it had never had it.
+    pub fn refused(&mut self, pick: Pick) -> Vec<Pick> {
+        let Some(held) = self.get_mut(&pick) else { return Vec::new() };
         (held.charged, held.known, held.settling) = (false, true, false);
         let due = Instant::now() + suspicion::wait_after(held.delivery.attempts);
-        self.suspects.push(Suspect { pick, refused: true, due });
+        (held.refused, held.due) = (true, due);
+        let Some(lanes) = &mut self.lanes else {
+            self.suspects.push(Suspect { pick, refused: true, due });
+            return Vec::new();
+        };
+        let behind = lanes.refused(&pick);
+        for pick in &behind {
+            if let Some(held) = self.get_mut(pick) {
+                (held.given, held.known) = (held.given.saturating_sub(1), true);
+            }
+        }
+        behind
     }
 
     /// The program let go of these, and did not say what became of them.
     pub fn let_go(&mut self, picks: &[Pick]) {
+        if let Some(lanes) = &mut self.lanes {
+            lanes.let_go(picks);
+        }
         for pick in picks {
             let Some(held) = self.get_mut(pick) else {
                 self.forget(pick);
@@ -175,13 +274,17 @@ impl Hand {
             };
             held.deaths += 1;
             let (charged, attempts) = (std::mem::take(&mut held.charged), held.delivery.attempts);
-            if !charged && !suspicion::is_suspect(&held.delivery, held.deaths) {
-                self.fresh.push_back(*pick);
-                continue;
-            }
             let wait = if charged { suspicion::wait_after(attempts) } else { Duration::ZERO };
             let due = Instant::now() + wait;
-            self.suspects.push(Suspect { pick: *pick, refused: false, due });
+            (held.refused, held.due) = (false, due);
+            let is_suspect = charged || held.is_suspect();
+            if self.lanes.is_some() {
+                continue;
+            }
+            match is_suspect {
+                true => self.suspects.push(Suspect { pick: *pick, refused: false, due }),
+                false => self.fresh.push_back(*pick),
+            }
         }
     }
 
@@ -231,20 +334,37 @@ impl Hand {
         self.lose(&lost)
     }
 
-    /// These are another's now. Answers how many were thought to be ours.
+    /// These are another's now, and with them in an ordered group all of their shards. Answers how
+    /// many were thought to be ours.
     pub fn lose(&mut self, picks: &[Pick]) -> usize {
         let mut lost = 0;
         for pick in picks {
-            if let Some(held) = self.get_mut(pick) {
-                held.lost = true;
-                lost += 1;
+            let Some(held) = self.get_mut(pick) else { continue };
+            lost += 1;
+            held.lost = true;
+            if let Some(lanes) = &mut self.lanes {
+                let gone = lanes.end(pick);
+                lost += gone.tickets().count().saturating_sub(1);
+                self.not_ours(gone);
             }
         }
         lost
     }
 
+    /// These are another's, and stand in no lane any more.
+    fn not_ours(&mut self, Gone { out, waiting }: Gone) {
+        for pick in out {
+            if let Some(held) = self.get_mut(&pick) {
+                held.lost = true;
+            }
+        }
+        waiting.iter().for_each(|pick| self.forget(pick));
+    }
+
     /// All of it is another's.
     pub fn lose_all(&mut self) {
+        let gone = self.lanes.as_mut().map(Lanes::end_all).unwrap_or_default();
+        gone.into_iter().for_each(|gone| self.not_ours(gone));
         self.held.values_mut().for_each(|held| held.lost = true);
     }
 
@@ -253,7 +373,66 @@ impl Hand {
         picks.iter().for_each(|pick| self.forget(pick));
     }
 
+    /// All that is this consumer's of the shards that these are of, in an ordered group; these,
+    /// otherwise.
+    pub fn beside(&self, picks: &[Pick]) -> Vec<Pick> {
+        match &self.lanes {
+            Some(lanes) => lanes.beside(picks),
+            None => picks.to_vec(),
+        }
+    }
+
+    /// The shards that these are of, and by what right they are this consumer's.
+    pub fn rights(&self, picks: &[Pick]) -> Vec<(u32, i64)> {
+        let mut rights: Vec<_> = picks
+            .iter()
+            .filter_map(|pick| self.get(pick)?.delivery.fence.as_ref())
+            .map(|fence| (fence.shard, fence.epoch))
+            .collect();
+        rights.sort_unstable();
+        rights.dedup();
+        rights
+    }
+
+    /// These were given up: nothing that comes by right of them is to be given out any more.
+    pub fn given_up(&mut self, rights: &[(u32, i64)]) {
+        for (shard, epoch) in rights {
+            if let Some(lanes) = &mut self.lanes {
+                let gone = lanes.close(*shard, *epoch);
+                self.not_ours(gone);
+            }
+        }
+    }
+
+    /// What is to be handed back of shards that this consumer has lost or never was to have.
+    pub fn void(&mut self) -> Vec<Ticket> {
+        self.lanes.as_mut().map(Lanes::void).unwrap_or_default()
+    }
+
+    /// Handing these back did not work.
+    pub fn not_handed_back(&mut self, tickets: Vec<Ticket>) {
+        if let Some(lanes) = &mut self.lanes {
+            lanes.hand_back(tickets);
+        }
+    }
+
+    /// What is not given out yet and has not been certain to be this consumer's for `age`.
+    pub fn stale(&self, age: Duration) -> Vec<Pick> {
+        let Some(lanes) = &self.lanes else { return Vec::new() };
+        let is_old = |pick: &Pick| self.get(pick).is_some_and(|held| held.sure.elapsed() >= age);
+        let stale = lanes.waiting().filter(|waiting| waiting.front().is_some_and(is_old));
+        stale.flatten().copied().collect()
+    }
+
+    /// Whether the program has anything that is this consumer's.
+    pub fn is_out(&self) -> bool {
+        self.lanes.as_ref().is_some_and(Lanes::is_out)
+    }
+
     fn forget(&mut self, pick: &Pick) {
+        if let Some(lanes) = &mut self.lanes {
+            lanes.remove(pick);
+        }
         if self.held.get(&pick.ticket).is_some_and(|held| held.number == pick.number) {
             self.held.remove(&pick.ticket);
         }
@@ -261,8 +440,8 @@ impl Hand {
 
     /// Lets go of everything.
     pub fn clear(&mut self) {
-        let numbers = self.numbers;
-        *self = Self { numbers, ..Self::default() };
+        let (numbers, ordered) = (self.numbers, self.lanes.is_some());
+        *self = Self { numbers, ..Self::new(ordered) };
     }
 
     /// Whether it holds anything.

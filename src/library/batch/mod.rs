@@ -1,115 +1,19 @@
 //! What was pulled, and what becomes of it.
 
-use std::collections::HashSet;
+mod received;
+mod work;
+
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Result;
-use bytes::Bytes;
-use chrono::{DateTime, Utc};
-use serde::de::DeserializeOwned;
-
+pub use self::received::Received;
+use self::work::Work;
 use super::Error;
 use super::consumer::Turn;
 use super::hand::{Held, Pick};
 use super::shared::{Shared, tickets};
-use crate::event::{Event, EventId, trace};
-
-/// A message as it was delivered.
-#[derive(Clone)]
-pub struct Received {
-    event: Event,
-    pick: Pick,
-    stream: Arc<str>,
-    deliveries: u32,
-    attempt: u32,
-}
-
-impl Received {
-    fn new(pick: Pick, held: Held) -> Self {
-        let Held { delivery, given, charged, .. } = held;
-        Self {
-            deliveries: delivery.deliveries.saturating_add(given.saturating_sub(1)),
-            attempt: delivery.attempts + u32::from(!charged),
-            stream: delivery.stream,
-            event: delivery.event,
-            pick,
-        }
-    }
-
-    /// Its id: the same however often it is delivered or was published. Who stores under it what
-    /// came of the message, in the transaction that stores it, has done the work once.
-    pub fn id(&self) -> EventId {
-        self.event.id
-    }
-
-    /// Its body.
-    pub fn body(&self) -> &Bytes {
-        &self.event.body
-    }
-
-    /// Its body, read as JSON.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_slice(&self.event.body)
-    }
-
-    /// What kind of thing happened, as its producer says ([`Message::kind`](super::Message::kind)).
-    pub fn kind(&self) -> Option<&str> {
-        self.event.kind.as_deref()
-    }
-
-    /// What picked its shard, unless its producer named one.
-    pub fn key(&self) -> Option<&str> {
-        self.event.key.as_deref()
-    }
-
-    /// The origin of the producer, or the name of the source, that it comes from.
-    pub fn source(&self) -> &str {
-        &self.event.source
-    }
-
-    /// When it was first published.
-    pub fn time(&self) -> DateTime<Utc> {
-        DateTime::from_timestamp_micros(self.event.time_us).unwrap_or_default()
-    }
-
-    /// The stream it was read from.
-    pub fn stream(&self) -> &str {
-        &self.stream
-    }
-
-    /// The shard it was read from, counted from 0.
-    pub fn shard(&self) -> u32 {
-        self.pick.ticket.shard
-    }
-
-    /// How often it was delivered, this time included.
-    pub fn deliveries(&self) -> u32 {
-        self.deliveries
-    }
-
-    /// Which attempt to handle it this is: 1 at first. If the one that is the group's `attempts`
-    /// fails, it becomes a dead letter.
-    pub fn attempt(&self) -> u32 {
-        self.attempt
-    }
-
-    /// The W3C `traceparent` that it travels with: the parent for the span of its handling.
-    pub fn traceparent(&self) -> Option<&str> {
-        self.event.trace.as_deref().map(|trace| trace::split(trace).0)
-    }
-
-    /// The W3C `tracestate` that goes with the `traceparent`.
-    pub fn tracestate(&self) -> Option<&str> {
-        self.event.trace.as_deref().and_then(|trace| trace::split(trace).1)
-    }
-}
-
-impl fmt::Debug for Received {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Received({}, attempt {})", self.event.id, self.attempt)
-    }
-}
+use crate::event::EventId;
 
 /// What became of messages that were settled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,6 +24,10 @@ pub struct Settled {
     pub lost: Vec<EventId>,
     /// These became dead letters: `aqueduct dead` lists, replays and drops them.
     pub dead: Vec<EventId>,
+    /// In an ordered group: these stand behind a message of their shard that is delivered again, and
+    /// are delivered again behind it. They are not settled, and not of this batch any more; what was
+    /// done about them already may be done once more. So it is with what was handed back before.
+    pub waiting: Vec<EventId>,
 }
 
 /// Messages that were pulled. Each is to be settled: acknowledged, retried, given up or released.
@@ -136,6 +44,9 @@ pub struct Batch {
     messages: Vec<Received>,
     /// Not settled yet.
     open: Mutex<HashSet<Pick>>,
+    /// In an ordered group: to be delivered again, behind one of this batch or as all was handed
+    /// back.
+    waiting: Mutex<HashSet<Pick>>,
     /// Held while there are such.
     turn: Mutex<Option<Turn>>,
 }
@@ -145,6 +56,7 @@ impl Batch {
         Self {
             open: Mutex::new(given.iter().map(|(pick, _)| *pick).collect()),
             turn: Mutex::new((!given.is_empty()).then_some(turn)),
+            waiting: Mutex::default(),
             messages: given.into_iter().map(|(pick, held)| Received::new(pick, held)).collect(),
             shared: shared.clone(),
         }
@@ -155,18 +67,33 @@ impl Batch {
             shared: shared.clone(),
             messages: Vec::new(),
             open: Mutex::default(),
+            waiting: Mutex::default(),
             turn: Mutex::default(),
         }
     }
 
-    /// The messages, settled or not, in the order of their delivery.
+    /// The messages, settled or not, in the order of their delivery. Who handles those of an
+    /// ordered group goes by [`iter`](Self::iter).
     pub fn messages(&self) -> &[Received] {
         &self.messages
     }
 
-    /// The messages, one by one.
-    pub fn iter(&self) -> std::slice::Iter<'_, Received> {
-        self.messages.iter()
+    /// The messages, one by one. In an ordered group it passes over those that are not to be handled
+    /// now, as is known when it comes upon them: those behind one of their shard that was
+    /// [retried](Self::retry), those that were [handed back](Self::release), and those of a shard
+    /// that another consumer has taken over.
+    pub fn iter(&self) -> Iter<'_> {
+        Iter { batch: self, messages: self.messages.iter() }
+    }
+
+    /// Whether the message is to be handled, as far as is known.
+    fn is_due(&self, message: &Received) -> bool {
+        if !self.shared.group.ordered {
+            return true;
+        }
+        let pick = &message.pick;
+        let (waits, is_open) = (self.waiting().contains(pick), self.open().contains(pick));
+        !waits && (!is_open || self.shared.hand().find(pick).is_some())
     }
 
     /// How many messages it has.
@@ -181,21 +108,24 @@ impl Batch {
 
     /// Acknowledges all that is not settled yet: it is not delivered to this group again.
     pub async fn ack(&self) -> Result<Settled, Error> {
-        self.ack_picks(self.unsettled()).await
+        self.ack_picks(self.unsettled(), Vec::new()).await
     }
 
-    /// Acknowledges these messages of the batch.
+    /// Acknowledges these messages of the batch. In an ordered group it errs with
+    /// [`Error::Invalid`], and nothing is acknowledged, where one before them in their shard would
+    /// be left unsettled.
     pub async fn ack_only<'m>(
         &self,
         messages: impl IntoIterator<Item = &'m Received>,
     ) -> Result<Settled, Error> {
-        let picks = self.own(messages)?;
-        self.ack_picks(picks).await
+        let (picks, waiting) = self.own(messages)?;
+        self.leaves_no_gap(&picks)?;
+        self.ack_picks(picks, waiting).await
     }
 
-    async fn ack_picks(&self, picks: Vec<Pick>) -> Result<Settled, Error> {
-        let work = Work::begin(self, picks);
-        let (shared, picks, lease) = (&self.shared, &work.picks, self.shared.group.lease);
+    async fn ack_picks(&self, picks: Vec<Pick>, waiting: Vec<EventId>) -> Result<Settled, Error> {
+        let work = Work::begin(self, picks, waiting);
+        let (shared, picks, lease) = (&self.shared, work.picks(), self.shared.group.lease);
         let mut tries = shared.tries("acknowledge messages");
         while work.is_due() {
             let reader = shared.reader_in(&mut tries).await?;
@@ -219,13 +149,17 @@ impl Batch {
     /// The handling of a message failed, as `why` says: it is delivered again, alone, after a wait
     /// that grows from 50 ms to 5 s, by this consumer or, should that end, by another. If this was
     /// the last of the group's `attempts` it becomes a dead letter.
+    ///
+    /// In an ordered group what is behind it in its shard waits for it, what this batch has of that
+    /// included ([`Settled::waiting`]).
     pub async fn retry(
         &self,
         message: &Received,
         why: impl fmt::Display,
     ) -> Result<Settled, Error> {
         let why = why.to_string();
-        let work = Work::begin(self, self.own([message])?);
+        let (picks, waiting) = self.own([message])?;
+        let work = Work::begin(self, picks, waiting);
         let shared = &self.shared;
         let mut tries = shared.tries("retry a message");
         while work.is_due() {
@@ -234,15 +168,15 @@ impl Batch {
                 return self.bury(work, message, &why).await;
             }
             if held.charged {
-                shared.hand().refused(message.pick);
-                break;
+                let behind = shared.hand().refused(message.pick);
+                return Ok(work.kept(behind));
             }
             // It failed among others: that is an attempt as well, as its handler says so.
             if let Err(error) = shared.charge(message.pick).await {
                 tries.again(error).await?;
             }
         }
-        Ok(work.kept())
+        Ok(work.kept(Vec::new()))
     }
 
     /// Makes the message a dead letter of the group at once, with `why` as the reason.
@@ -251,12 +185,13 @@ impl Batch {
         message: &Received,
         why: impl fmt::Display,
     ) -> Result<Settled, Error> {
-        let work = Work::begin(self, self.own([message])?);
+        let (picks, waiting) = self.own([message])?;
+        let work = Work::begin(self, picks, waiting);
         self.bury(work, message, &why.to_string()).await
     }
 
     async fn bury(&self, work: Work<'_>, message: &Received, why: &str) -> Result<Settled, Error> {
-        let (shared, picks, lease) = (&self.shared, &work.picks, self.shared.group.lease);
+        let (shared, picks, lease) = (&self.shared, work.picks(), self.shared.group.lease);
         let mut tries = shared.tries("make a message a dead letter");
         while work.is_due() {
             let reader = shared.reader_in(&mut tries).await?;
@@ -283,17 +218,27 @@ impl Batch {
 
     /// Hands all that is not settled back, as if it had not been delivered: any consumer of the
     /// group may have it at once, this one too, and no attempt is counted. For who stops, or cannot
-    /// work through no fault of the messages.
+    /// work through no fault of the messages. In an ordered group their shards are given up.
     pub async fn release(&self) -> Result<Settled, Error> {
-        let work = Work::begin(self, self.unsettled());
+        let work = Work::begin(self, self.unsettled(), Vec::new());
         let shared = &self.shared;
         let mut tries = shared.tries("hand back messages");
         while work.is_due() {
             let reader = shared.reader_in(&mut tries).await?;
-            let ours = shared.hand().ours(&work.picks);
+            let (ours, rights) = {
+                let hand = shared.hand();
+                let ours = hand.ours(work.picks());
+                (hand.beside(&ours), hand.rights(&ours))
+            };
+            let _settling = shared.settling(&ours);
             let released = shared.hand_back(&reader, &ours).await;
             if shared.answer(&reader, released, &mut tries).await?.is_some() {
-                break;
+                if shared.group.ordered {
+                    self.waiting().extend(work.picks());
+                }
+                let settled = work.done(Vec::new());
+                shared.hand().given_up(&rights);
+                return Ok(settled);
             }
         }
         Ok(work.done(Vec::new()))
@@ -303,31 +248,84 @@ impl Batch {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn waiting(&self) -> MutexGuard<'_, HashSet<Pick>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn unsettled(&self) -> Vec<Pick> {
         let open = self.open();
         self.messages.iter().map(|it| it.pick).filter(|pick| open.contains(pick)).collect()
     }
 
-    /// Messages of this batch that are not settled yet.
+    /// Messages of this batch that are not settled yet, and which of these wait for another.
     fn own<'m>(
         &self,
         messages: impl IntoIterator<Item = &'m Received>,
-    ) -> Result<Vec<Pick>, Error> {
-        let open = self.open();
-        let of = |message: &Received| match open.contains(&message.pick) {
-            true => Ok(message.pick),
-            false => Err(Error::Invalid(format!(
-                "message {} is not of this batch, or was settled before",
-                message.event.id
-            ))),
-        };
-        messages.into_iter().map(of).collect()
+    ) -> Result<(Vec<Pick>, Vec<EventId>), Error> {
+        // Which may be an iterator of this batch: it is asked for before anything is locked.
+        let messages: Vec<&Received> = messages.into_iter().collect();
+        let (open, waits) = (self.open(), self.waiting());
+        let (mut own, mut waiting) = (Vec::new(), Vec::new());
+        for message in messages {
+            if open.contains(&message.pick) {
+                own.push(message.pick);
+            } else if waits.contains(&message.pick) {
+                waiting.push(message.event.id);
+            } else {
+                return Err(Error::Invalid(format!(
+                    "message {} is not of this batch, or was settled before",
+                    message.event.id
+                )));
+            }
+        }
+        Ok((own, waiting))
+    }
+
+    /// Errs where these, of an ordered group, leave something before them unsettled.
+    fn leaves_no_gap(&self, picks: &[Pick]) -> Result<(), Error> {
+        if !self.shared.group.ordered {
+            return Ok(());
+        }
+        let (open, picks) = (self.open(), picks.iter().collect::<HashSet<_>>());
+        let mut left: HashMap<u32, EventId> = HashMap::new();
+        for message in self.messages.iter().filter(|it| open.contains(&it.pick)) {
+            if !picks.contains(&message.pick) {
+                left.entry(message.shard()).or_insert(message.event.id);
+            } else if let Some(before) = left.get(&message.shard()) {
+                return Err(Error::Invalid(format!(
+                    "message {} is to be acknowledged before message {before}, which stands before \
+                     it in shard {} of an ordered group (that one first, or both at once)",
+                    message.event.id,
+                    message.shard()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Goes over the messages of a [`Batch`]. Made by [`Batch::iter`].
+#[derive(Clone, Debug)]
+pub struct Iter<'b> {
+    batch: &'b Batch,
+    messages: std::slice::Iter<'b, Received>,
+}
+
+impl<'b> Iterator for Iter<'b> {
+    type Item = &'b Received;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.messages.find(|message| self.batch.is_due(message))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(self.messages.len()))
     }
 }
 
 impl<'b> IntoIterator for &'b Batch {
     type Item = &'b Received;
-    type IntoIter = std::slice::Iter<'b, Received>;
+    type IntoIter = Iter<'b>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
@@ -347,67 +345,5 @@ impl Drop for Batch {
             self.shared.hand().let_go(&left);
             self.shared.returned.notify_one();
         }
-    }
-}
-
-/// Messages that are being settled. Where that ends early they are as they were.
-struct Work<'b> {
-    batch: &'b Batch,
-    picks: Vec<Pick>,
-}
-
-impl<'b> Work<'b> {
-    fn begin(batch: &'b Batch, picks: Vec<Pick>) -> Self {
-        batch.shared.hand().set_settling(&picks, true);
-        Self { batch, picks }
-    }
-
-    /// Whether any of them still is this consumer's.
-    fn is_due(&self) -> bool {
-        !self.batch.shared.hand().ours(&self.picks).is_empty()
-    }
-
-    /// They are settled, as far as they were this consumer's, and leave its hand.
-    fn done(self, dead: Vec<EventId>) -> Settled {
-        let settled = self.settled(dead);
-        self.batch.shared.hand().settled(&self.picks);
-        settled
-    }
-
-    /// They are settled, as far as they were this consumer's, and stay in its hand to be delivered
-    /// again.
-    fn kept(self) -> Settled {
-        self.settled(Vec::new())
-    }
-
-    fn settled(&self, dead: Vec<EventId>) -> Settled {
-        let Self { batch, picks } = self;
-        let mut hand = batch.shared.hand();
-        let ours: HashSet<Pick> = hand.ours(picks).into_iter().collect();
-        let lost: Vec<Pick> = picks.iter().filter(|pick| !ours.contains(pick)).copied().collect();
-        hand.settled(&lost);
-        drop(hand);
-        let lost: HashSet<Pick> = lost.into_iter().collect();
-        let mut open = batch.open();
-        picks.iter().for_each(|pick| {
-            open.remove(pick);
-        });
-        if open.is_empty() {
-            *batch.turn.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-        drop(open);
-        if !lost.is_empty() {
-            let (group, events) = (&batch.shared.group.name, lost.len());
-            tracing::warn!(%group, events, "messages were settled too late: others have them");
-        }
-        let is_lost = |message: &&Received| lost.contains(&message.pick);
-        let lost = batch.messages.iter().filter(is_lost).map(Received::id).collect();
-        Settled { lost, dead }
-    }
-}
-
-impl Drop for Work<'_> {
-    fn drop(&mut self) {
-        self.batch.shared.hand().set_settling(&self.picks, false);
     }
 }
