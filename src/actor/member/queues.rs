@@ -73,6 +73,8 @@ pub enum Next {
 #[derive(Debug, Default)]
 pub struct Queues {
     queues: BTreeMap<u32, Queue>,
+    /// Of each shard, the last ownership that came to its end in the midst of a queue.
+    over: BTreeMap<u32, i64>,
     /// The shard that the last batch began with.
     turn: u32,
     /// The last was a suspect: it is the turn of a batch.
@@ -84,11 +86,18 @@ fn epoch(delivery: &Delivery) -> Option<i64> {
 }
 
 impl Queues {
-    /// Adds what was fetched. Answers what this makes void: events that the member has had by
-    /// right of an earlier ownership.
+    /// Adds what was fetched. Answers what is void: events that the member has, or had on the way,
+    /// by right of an earlier ownership.
     pub fn push(&mut self, deliveries: Vec<Delivery>) -> Vec<Ticket> {
         let mut void = Vec::new();
         for delivery in deliveries {
+            // What stood before it in the queue comes again, by right of the next ownership.
+            // invariant: in-order
+            let over = self.over.get(&delivery.ticket.shard).copied();
+            if over.is_some() && epoch(&delivery) <= over {
+                void.push(delivery.ticket);
+                continue;
+            }
             let queue = self.queues.entry(delivery.ticket.shard).or_default();
             if queue.events.back().is_some_and(|last| epoch(last) != epoch(&delivery)) {
                 let old = std::mem::take(queue);
@@ -223,11 +232,12 @@ impl Queues {
     }
 
     fn drop_if(&mut self, gone: impl Fn(&Queue) -> bool) -> Vec<Ticket> {
-        let mut void = Vec::new();
-        self.queues.retain(|_, queue| {
+        let (mut void, over) = (Vec::new(), &mut self.over);
+        self.queues.retain(|shard, queue| {
             let gone = gone(queue);
             if gone {
                 void.extend(queue.events.iter().map(|delivery| delivery.ticket));
+                over.extend(queue.events.back().and_then(epoch).map(|epoch| (*shard, epoch)));
             }
             !gone
         });
@@ -265,6 +275,19 @@ mod tests {
             }
             _ => Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_was_on_the_way_when_its_queue_was_lost_is_not_delivered() {
+        let mut queues = Queues::default();
+        queues.push((0..3).map(|at| delivery(0, at, 1)).collect());
+        let lost = queues.lose(&[delivery(0, 1, 1).ticket].into());
+        assert_eq!(lost, [0, 1, 2].map(|at| delivery(0, at, 1).ticket));
+        let late = vec![delivery(0, 3, 1), delivery(1, 0, 1)];
+        assert_eq!(queues.push(late), [delivery(0, 3, 1).ticket]);
+        assert_eq!(batch(&mut queues, 9), [(1, 0)]);
+        assert_eq!(queues.push(vec![delivery(0, 0, 2)]), []);
+        assert_eq!(batch(&mut queues, 9), [(1, 0), (0, 0)]);
     }
 
     #[test]
