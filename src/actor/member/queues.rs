@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(queues.push(late), [delivery(0, 3, 1).ticket]);
         assert_eq!(batch(&mut queues, 9), [(1, 0)]);
         assert_eq!(queues.push(vec![delivery(0, 0, 2)]), []);
-        assert_eq!(batch(&mut queues, 9), [(1, 0), (0, 0)]);
+        assert_eq!(batch(&mut queues, 9), [(0, 0), (1, 0)]);
     }
 
     #[test]
