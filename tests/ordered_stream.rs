@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use aqueduct::event::{Delivery, Event};
 use aqueduct::stream::{Backend, Reader, shard_of};
+use streams::servers::{Redis, signal};
 use streams::*;
 
 /// A lease short enough to wait for.
@@ -428,3 +429,23 @@ conforms!(
     redis: crate::Place::redis(),
     redis_cluster: crate::Place::redis_cluster(),
 );
+
+/// A server that stands still for longer than anybody waits reads what it was asked to read once it
+/// goes on, and has nobody to tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_read_for_an_answer_that_was_lost_comes_before_what_stands_behind_it() {
+    let server = Redis::start();
+    let at = ordered(Place::redis_at(&[server.url()])).lease(Duration::from_secs(60));
+    let at = at.with(|spec| spec.shards = 1);
+    let backend = at.open().await;
+    let mut writer = backend.writer().await.unwrap();
+    let reader = at.member(&backend, "g").await;
+    put(&mut writer, events(0..5)).await;
+    finish(&reader, 5).await;
+    put(&mut writer, events(5..10)).await;
+    signal(server.pid(), "STOP");
+    reader.fetch(5, BYTES, Duration::from_secs(1)).await.unwrap_err();
+    signal(server.pid(), "CONT");
+    put(&mut writer, events(10..15)).await;
+    assert_eq!(numbers(&take(&reader, 10).await), (5..15).collect::<Vec<_>>());
+}

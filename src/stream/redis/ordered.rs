@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use redis::Value;
 use tokio::time::{Instant, sleep_until};
 
@@ -164,18 +164,28 @@ impl Inner {
     /// Looks at all shards, with what is to be done with each, and reads from its own.
     async fn look(&self, plan: &[&str], take: Take, names: &mut Names) -> Result<()> {
         let looks = plan.iter().enumerate().filter(|(_, what)| **what != SKIP);
-        let looks = looks.map(|(shard, what)| async move {
-            anyhow::Ok((shard, self.look_at(shard, what, take).await?))
-        });
-        for (shard, answer) in try_join_all(looks).await? {
-            // The group was not there; it is now, and what was known of it is void.
-            let Some(answer) = answer else {
-                lock(&self.state).shards[shard] = Shard::default();
-                continue;
+        let looks = looks
+            .map(|(shard, what)| async move { (shard, self.look_at(shard, what, take).await) });
+        let mut failed = Ok(());
+        for (shard, answer) in join_all(looks).await {
+            let learnt = match answer {
+                Ok(Some(answer)) => self.learn(shard, plan[shard], take, answer, names).await,
+                // The group was not there; it is now, and what was known of it is void.
+                Ok(None) => {
+                    lock(&self.state).shards[shard] = Shard::default();
+                    Ok(())
+                }
+                Err(error) => Err(error),
             };
-            self.learn(shard, plan[shard], take, answer, names).await?;
+            if let Err(error) = learnt {
+                // It may have read something that is the member's now, and that nobody has. A new
+                // claim frees it: what is read before would pass over it.
+                // invariant: in-order
+                lock(&self.state).shards[shard] = Shard::default();
+                failed = Err(error);
+            }
         }
-        Ok(())
+        failed
     }
 
     async fn look_at(&self, shard: usize, what: &str, take: Take) -> Result<Option<Value>> {

@@ -53,13 +53,16 @@ pub(super) async fn enter(
     if first(tx, IS_OTHER, args![group, mine]).await?.is_none() {
         return Ok(());
     }
-    own::lock(tx, group).await?;
-    if tx.is_shared() {
+    // Who is refused locks nothing: those that are at work would wait for it.
+    let now = tx.now_ms();
+    let mut working = first(tx, WORKING, args![group, mine, member, now]).await?;
+    if working.is_none() && tx.is_shared() {
+        own::lock(tx, group).await?;
         tx.rows(LOCK_CURSORS, args![group]).await?;
         lock_leases(tx, group).await?;
+        working = first(tx, WORKING, args![group, mine, member, now]).await?;
     }
-    let now = tx.now_ms();
-    if let Some(mut other) = first(tx, WORKING, args![group, mine, member, now]).await? {
+    if let Some(mut other) = working {
         return Err(modes::refusal(stream, spec, &other.text(0)?));
     }
     own::take_all_away(tx, group).await?;

@@ -36,6 +36,11 @@ const START_AT_THE_BEGINNING: Statement = statement!(
      FROM groups g JOIN offsets o ON o.stream = g.stream AND o.shard < o.shards
      WHERE g.stream = $1 ON CONFLICT DO NOTHING"
 );
+/// Of a group that is new.
+const IN_ORDER: Statement = statement!(
+    "UPDATE cursors SET ordered = 1
+     WHERE grp = (SELECT id FROM groups WHERE stream = $1 AND name = $2)"
+);
 const GROUPS: Statement = statement!("SELECT name, id FROM groups WHERE stream = $1");
 
 /// What the rows of a stream are known by, in one opening of the database.
@@ -193,13 +198,20 @@ async fn declare(
     let earliest = before
         .is_some_and(|before| before.generation != tx.generation() || before.stream != stream);
     let shards_before = shards::agree(tx, stream, spec, opener).await?;
+    let mut in_order = Vec::new();
     for group in &spec.groups {
         let made = tx.run(ADD_GROUP, args![new_id(), stream, &*group.name]).await?;
         if made > 0 && group.latest && !earliest {
             tx.run(START_AT_THE_END, args![stream, &*group.name]).await?;
         }
+        if made > 0 && group.ordered {
+            in_order.push(&*group.name);
+        }
     }
     tx.run(START_AT_THE_BEGINNING, args![stream]).await?;
+    for group in in_order {
+        tx.run(IN_ORDER, args![stream, group]).await?;
+    }
     let mut rows = tx.rows(GROUPS, args![stream]).await?;
     let groups = rows.iter_mut().map(|row| Ok((row.text(0)?, row.int(1)?)));
     let groups = groups.collect::<Result<_>>()?;
