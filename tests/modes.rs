@@ -366,7 +366,15 @@ async fn another_mode_waits_for_a_fetch_under_way() {
     let joined = comes_during(takes).await;
     let said = format!("{:#}", joined.err().expect("somebody holds something"));
     assert!(said.contains("there/g/late"), "{said}");
-    let joined = comes_during("DELETE FROM leases WHERE token = 77; COMMIT").await;
+    // Whom that refuses waits for nobody, and so nobody waits for it.
+    let mut other = sqlx::postgres::PgConnection::connect(&url).await.unwrap();
+    let holds = "SET search_path TO aqueduct; BEGIN; SELECT id FROM leases FOR UPDATE";
+    sqlx::raw_sql(holds).execute(&mut other).await.unwrap();
+    let refused = tokio::time::timeout(PATIENCE, join(&at, &backend, true, "first")).await;
+    refused.expect("it waits").err().expect("somebody holds something");
+    let gone = "DELETE FROM leases WHERE token = 77; COMMIT";
+    sqlx::raw_sql(gone).execute(&mut other).await.unwrap();
+    let joined = comes_during("COMMIT").await;
     joined.unwrap_or_else(|it| panic!("{it:#}"));
 }
 
