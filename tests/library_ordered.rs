@@ -555,6 +555,38 @@ async fn the_key_says_the_same_and_without_it_there_is_no_fence() {
     assert!(some(&mut other).await.iter().all(|message| message.fence().is_none()));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_threads_may_go_over_a_batch_and_settle_of_it() {
+    let at = sharded(Place::embedded());
+    let (_, mut producer, group) = open(&at).await;
+    producer.publish(&keyed(0..8)).await.unwrap();
+    let mut consumer = group.consumer("worker").await.unwrap();
+    let batch = Arc::new(some(&mut consumer).await);
+    // Threads of their own: this test ends whatever the two are stuck in.
+    let (settled, runtime) = (Arc::new(AtomicBool::new(false)), tokio::runtime::Handle::current());
+    let goes_over = std::thread::spawn({
+        let (batch, settled) = (batch.clone(), settled.clone());
+        move || {
+            while !settled.load(Ordering::Relaxed) {
+                assert_eq!(batch.iter().count(), batch.len());
+            }
+        }
+    });
+    let settles = std::thread::spawn({
+        let batch = batch.clone();
+        move || {
+            for _ in 0..50_000 {
+                runtime.block_on(batch.ack_only([])).unwrap();
+            }
+            settled.store(true, Ordering::Relaxed);
+        }
+    });
+    until("neither waits for the other", async || goes_over.is_finished() && settles.is_finished())
+        .await;
+    assert!(goes_over.join().is_ok() && settles.join().is_ok());
+    assert_eq!(batch.ack().await.unwrap(), Settled::default());
+}
+
 #[tokio::test]
 async fn rabbitmq_says_that_it_cannot() {
     let stream = stream_at(&Place::rabbitmq("quorum")).open().await.unwrap();

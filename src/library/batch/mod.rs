@@ -92,7 +92,9 @@ impl Batch {
             return true;
         }
         let pick = &message.pick;
-        let (waits, is_open) = (self.waiting().contains(pick), self.open().contains(pick));
+        // One after the other: others take both, in the other order.
+        let waits = self.waiting().contains(pick);
+        let is_open = self.open().contains(pick);
         !waits && (!is_open || self.shared.hand().find(pick).is_some())
     }
 
