@@ -38,7 +38,7 @@ pub(super) struct Shared {
     pulls: Mutex<Pulls>,
     /// Something was let go of that is to be delivered again, or settled that others wait for.
     pub returned: Notify,
-    pub closed: AtomicBool,
+    closed: AtomicBool,
     runtime: Handle,
 }
 
@@ -125,6 +125,10 @@ impl Shared {
         self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// The program pulls, until what this answers is dropped.
     pub fn pulling(self: &Arc<Self>) -> Pulling {
         self.pulls().now = true;
@@ -152,7 +156,7 @@ impl Shared {
         if let Some((_, reader)) = &line.open {
             return Ok(reader.clone());
         }
-        ensure!(!self.closed.load(Ordering::Acquire), "the consumer was closed");
+        ensure!(!self.is_closed(), "the consumer was closed");
         let backend = (self.stream.kind.open)(self.stream.clone(), self.site.clone()).await?;
         let spec = ReaderSpec { group: self.group.clone(), member: self.member.clone() };
         let reader = backend.reader(spec).await?;
@@ -248,20 +252,28 @@ impl Shared {
         let (shared, fetching) = (Arc::downgrade(self), self.fetching.clone());
         let reader = reader.clone();
         self.runtime.spawn(async move {
-            let turn = fetching.lock_owned().await;
-            if let Some(shared) = shared.upgrade() {
-                shared.hand_back_void(&reader, &turn).await?;
+            let turn = fetching.clone().lock_owned().await;
+            match shared.upgrade().filter(|shared| !shared.is_closed()) {
+                Some(shared) => shared.hand_back_void(&reader, &turn).await?,
+                // It would claim again what was given up.
+                None => return Ok(()),
             }
             let since = Instant::now();
             let fetched = reader.fetch(most, bytes, wait).await?;
-            match shared.upgrade() {
-                Some(shared) => shared.take_in(&reader, fetched, since).await,
-                None => {
-                    let tickets: Vec<Ticket> = fetched.iter().map(|it| it.ticket).collect();
-                    reader.release(&tickets).await?;
-                }
+            if let Some(shared) = shared.upgrade() {
+                shared.take_in(&reader, fetched, since).await;
+                // Who closes may have given up waiting for this.
+                return match shared.is_closed() {
+                    true => shared.leave(&reader).await,
+                    false => Ok(()),
+                };
             }
-            Ok(())
+            let tickets: Vec<Ticket> = fetched.iter().map(|it| it.ticket).collect();
+            reader.release(&tickets).await?;
+            // What was known of the rest is handed back by who waits for the turn, before it leaves.
+            drop(turn);
+            let _last = fetching.lock().await;
+            reader.leave().await
         })
     }
 
@@ -348,19 +360,21 @@ impl Shared {
             let open = self.line.lock().await.open.as_ref().map(|(_, reader)| reader.clone());
             // Without a line it holds nothing.
             let Some(reader) = open else { break };
-            let all = self.hand().all();
-            let left = async {
-                self.hand_back(&reader, &all).await?;
-                reader.leave().await
-            };
-            let handed_back = left.await;
-            if self.answer(&reader, handed_back, &mut tries).await?.is_some() {
+            let left = self.leave(&reader).await;
+            if self.answer(&reader, left, &mut tries).await?.is_some() {
                 break;
             }
         }
         self.hand().clear();
         *self.line.lock().await = Line::default();
         Ok(())
+    }
+
+    /// Hands back all that nobody is about to settle, and gives up all shards.
+    async fn leave(&self, reader: &Arc<dyn Reader>) -> Result<()> {
+        let all = self.hand().all();
+        self.hand_back(reader, &all).await?;
+        reader.leave().await
     }
 
     /// Hands these back as if they had not been delivered.
@@ -406,7 +420,7 @@ async fn keep(shared: Weak<Shared>, lease: Duration) {
     loop {
         sleep(pause).await;
         let Some(shared) = shared.upgrade() else { return };
-        if shared.closed.load(Ordering::Acquire) {
+        if shared.is_closed() {
             return;
         }
         pause = match shared.renew().await {
