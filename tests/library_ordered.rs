@@ -405,6 +405,43 @@ async fn who_does_not_pull_leaves_its_shards_to_others(at: Place) {
     store.check(120, &[]);
 }
 
+async fn what_is_handed_back_comes_again_from_the_first_on_and_before_all_behind_it(at: Place) {
+    let (_, mut producer, group) = open(&at).await;
+    producer.publish(&keyed(0..80)).await.unwrap();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut consumer = group.attempts(1_000_000).consumer("worker").await.unwrap();
+    let mut batch = some(&mut consumer).await;
+    for _ in 0..60 {
+        // Nothing is settled: what comes of a shard begins with its first.
+        let mut firsts = BTreeMap::new();
+        for message in batch.messages() {
+            firsts.entry(message.shard()).or_insert(number(message));
+        }
+        assert!(firsts.iter().all(|(shard, first)| shard == first), "{firsts:?}");
+        // A pull is under way meanwhile, and handing back may be given up midway.
+        let limit =
+            if random.bool() { PATIENCE } else { Duration::from_micros(random.u64(..4000)) };
+        let (released, next) = tokio::join!(
+            timeout(limit, batch.release()),
+            consumer.pull(random.usize(1..6), GLANCE / 8)
+        );
+        if let Ok(released) = released {
+            assert_eq!(released.unwrap(), Settled::default());
+        } else if random.bool() {
+            batch.release().await.unwrap();
+        }
+        batch = next.unwrap();
+    }
+    drop(batch);
+    let mut store = Store::default();
+    let start = Instant::now();
+    finish(&mut consumer, &mut store, 80).await;
+    assert!(start.elapsed() < LONG / 2);
+    store.check(80, &[]);
+}
+
 /// A consumer that does with its batches whatever comes to its mind.
 async fn wild(group: Group, store: Arc<Mutex<Store>>, count: usize, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
@@ -529,6 +566,7 @@ macro_rules! ordered {
             ],
             write: [
                 what_is_dropped_unsettled_comes_again_before_all_behind_it,
+                what_is_handed_back_comes_again_from_the_first_on_and_before_all_behind_it,
                 whatever_programs_do_each_shard_is_handled_in_order,
             ]
         );

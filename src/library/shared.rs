@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow, ensure};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Error;
 use super::error::Tries;
@@ -44,6 +44,9 @@ pub(super) struct Shared {
 
 /// A fetch that is under way; what it finds is put into the hand.
 pub(super) type Fetching = JoinHandle<Result<()>>;
+
+/// Held by who fetches in an ordered group, or hands shards back.
+pub(super) type Turn = OwnedMutexGuard<()>;
 
 /// Whether the program pulls.
 struct Pulls {
@@ -286,21 +289,41 @@ impl Shared {
         }
     }
 
-    /// Hands back what was held of shards that were lost.
-    async fn hand_back_void(
-        &self,
-        reader: &Arc<dyn Reader>,
-        _turn: &OwnedMutexGuard<()>,
-    ) -> Result<()> {
+    /// Hands back what was held of shards that were lost, or that the program handed back where
+    /// that was cut off.
+    async fn hand_back_void(&self, reader: &Arc<dyn Reader>, _turn: &Turn) -> Result<()> {
+        let cut_off = self.hand().cut_off();
+        self.refund(reader, &cut_off).await?;
+        let void = {
+            let mut hand = self.hand();
+            hand.lose(&cut_off);
+            hand.void()
+        };
+        if !void.is_empty() {
+            reader.release(&void).await?;
+            self.hand().handed_back(&void);
+        }
+        Ok(())
+    }
+
+    /// Waits until no fetch is under way, and keeps others from beginning, for as long as there is
+    /// time.
+    pub async fn turn(&self, tries: &Tries) -> Result<Turn, Error> {
+        let turn = timeout_at(tries.end(), self.fetching.clone().lock_owned()).await;
+        turn.map_err(|_| tries.over(anyhow!("a fetch that is under way has not ended")))
+    }
+
+    /// Hands these back, and with them in an ordered group the shards that they are of. What is cut
+    /// off is to be handed back at the next fetch or renewal.
+    pub async fn give_up(&self, reader: &Arc<dyn Reader>, picks: &[Pick]) -> Result<()> {
+        self.hand().close(picks);
+        self.refund(reader, picks).await?;
         let void = self.hand().void();
-        if void.is_empty() {
-            return Ok(());
-        }
-        let released = reader.release(&void).await;
-        if released.is_err() {
-            self.hand().not_handed_back(void);
-        }
-        released
+        let mut all = tickets(picks);
+        all.extend(&void);
+        reader.release(&all).await?;
+        self.hand().handed_back(&void);
+        Ok(())
     }
 
     /// Renews all leases once.
@@ -378,7 +401,13 @@ impl Shared {
     }
 
     /// Hands these back as if they had not been delivered.
-    pub async fn hand_back(&self, reader: &Arc<dyn Reader>, picks: &[Pick]) -> Result<()> {
+    async fn hand_back(&self, reader: &Arc<dyn Reader>, picks: &[Pick]) -> Result<()> {
+        self.refund(reader, picks).await?;
+        reader.release(&tickets(picks)).await
+    }
+
+    /// Gives the attempts back that these were charged.
+    async fn refund(&self, reader: &Arc<dyn Reader>, picks: &[Pick]) -> Result<()> {
         for pick in picks {
             let charged = self.hand().find(pick).is_some_and(|held| held.charged);
             if charged {
@@ -386,7 +415,7 @@ impl Shared {
                 self.hand().refunded(pick);
             }
         }
-        reader.release(&tickets(picks)).await
+        Ok(())
     }
 }
 

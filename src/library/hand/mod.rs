@@ -245,6 +245,9 @@ impl Hand {
     /// The program could not handle it: it is delivered again, alone. Answers what it had of the
     /// same shard behind that, in an ordered group: it has it no longer, as if it had never had it.
     pub fn refused(&mut self, pick: Pick) -> Vec<Pick> {
+        if self.is_closed(&pick) {
+            self.lose(&[pick]);
+        }
         let Some(held) = self.get_mut(&pick) else { return Vec::new() };
         (held.charged, held.known, held.settling) = (false, true, false);
         let due = Instant::now() + suspicion::wait_after(held.delivery.attempts);
@@ -264,6 +267,9 @@ impl Hand {
 
     /// The program let go of these, and did not say what became of them.
     pub fn let_go(&mut self, picks: &[Pick]) {
+        // To be given out again is only what was not about to be handed back.
+        let closed: Vec<Pick> = picks.iter().filter(|it| self.is_closed(it)).copied().collect();
+        self.lose(&closed);
         if let Some(lanes) = &mut self.lanes {
             lanes.let_go(picks);
         }
@@ -373,46 +379,33 @@ impl Hand {
         picks.iter().for_each(|pick| self.forget(pick));
     }
 
-    /// All that is this consumer's of the shards that these are of, in an ordered group; these,
-    /// otherwise.
-    pub fn beside(&self, picks: &[Pick]) -> Vec<Pick> {
-        match &self.lanes {
-            Some(lanes) => lanes.beside(picks),
-            None => picks.to_vec(),
-        }
+    /// The shards that these are of are about to be handed back, in an ordered group: nothing more of
+    /// them is given out. Where that is cut off, what the program has of them is
+    /// [still to be handed back](Self::cut_off).
+    pub fn close(&mut self, picks: &[Pick]) {
+        let closed = self.lanes.as_mut().map(|lanes| lanes.close(picks)).unwrap_or_default();
+        closed.iter().for_each(|pick| self.forget(pick));
     }
 
-    /// The shards that these are of, and by what right they are this consumer's.
-    pub fn rights(&self, picks: &[Pick]) -> Vec<(u32, i64)> {
-        let mut rights: Vec<_> = picks
-            .iter()
-            .filter_map(|pick| self.get(pick)?.delivery.fence.as_ref())
-            .map(|fence| (fence.shard, fence.epoch))
-            .collect();
-        rights.sort_unstable();
-        rights.dedup();
-        rights
+    /// What the program has of shards that it was about to hand back.
+    pub fn cut_off(&self) -> Vec<Pick> {
+        let lanes = self.lanes.as_ref();
+        lanes.map(|lanes| lanes.closed().copied().collect()).unwrap_or_default()
     }
 
-    /// These were given up: nothing that comes by right of them is to be given out any more.
-    pub fn given_up(&mut self, rights: &[(u32, i64)]) {
-        for (shard, epoch) in rights {
-            if let Some(lanes) = &mut self.lanes {
-                let gone = lanes.close(*shard, *epoch);
-                self.not_ours(gone);
-            }
-        }
+    fn is_closed(&self, pick: &Pick) -> bool {
+        self.lanes.as_ref().is_some_and(|lanes| lanes.is_closed(pick))
     }
 
     /// What is to be handed back of shards that this consumer has lost or never was to have.
-    pub fn void(&mut self) -> Vec<Ticket> {
-        self.lanes.as_mut().map(Lanes::void).unwrap_or_default()
+    pub fn void(&self) -> Vec<Ticket> {
+        self.lanes.as_ref().map(|lanes| lanes.void().to_vec()).unwrap_or_default()
     }
 
-    /// Handing these back did not work.
-    pub fn not_handed_back(&mut self, tickets: Vec<Ticket>) {
+    /// These were handed back.
+    pub fn handed_back(&mut self, tickets: &[Ticket]) {
         if let Some(lanes) = &mut self.lanes {
-            lanes.hand_back(tickets);
+            lanes.handed_back(tickets);
         }
     }
 
