@@ -331,8 +331,9 @@ impl Shared {
         if self.rests() {
             return Ok(());
         }
-        // Where one is under way, it has done so, or the next one does.
-        if let Ok(turn) = self.fetching.clone().try_lock_owned() {
+        let has_void = self.hand().has_void();
+        // Where a fetch is under way the next one does it.
+        if has_void && let Ok(turn) = self.fetching.clone().try_lock_owned() {
             let reader = self.reader().await?;
             self.hand_back_void(&reader, &turn).await?;
         }

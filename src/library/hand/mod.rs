@@ -397,6 +397,12 @@ impl Hand {
         self.lanes.as_ref().is_some_and(|lanes| lanes.is_closed(pick))
     }
 
+    /// Whether there is something to be handed back.
+    pub fn has_void(&self) -> bool {
+        let has_void = |lanes: &Lanes| !lanes.void().is_empty() || lanes.closed().next().is_some();
+        self.lanes.as_ref().is_some_and(has_void)
+    }
+
     /// What is to be handed back of shards that this consumer has lost or never was to have.
     pub fn void(&self) -> Vec<Ticket> {
         self.lanes.as_ref().map(|lanes| lanes.void().to_vec()).unwrap_or_default()
