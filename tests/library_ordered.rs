@@ -15,6 +15,7 @@ use aqueduct::stream::cursor::{CursorMove, To};
 use aqueduct::{
     Batch, Consumer, Error, EventId, Group, Message, Producer, Received, Settled, Stream, shard_of,
 };
+use futures_util::FutureExt;
 use programs::*;
 use streams::{GLANCE, PATIENCE, Place, until};
 use tokio::time::{Instant, timeout};
@@ -623,6 +624,34 @@ async fn two_threads_may_go_over_a_batch_and_settle_of_it() {
         .await;
     assert!(goes_over.join().is_ok() && settles.join().is_ok());
     assert_eq!(batch.ack().await.unwrap(), Settled::default());
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_was_dropped_takes_nothing_from_the_program() {
+    let at = sharded(Place::embedded());
+    let (_, mut producer, group) = open(&at).await;
+    let mut store = Store::default();
+    producer.publish(&keyed(0..40)).await.unwrap();
+    let mut consumer = group.lease(SHORT).consumer("worker").await.unwrap();
+    let (batch, of_shard) = several(&mut consumer).await;
+    let first = number(&of_shard[0]);
+    {
+        let ack = batch.ack_only([&of_shard[0]]);
+        tokio::pin!(ack);
+        assert!(ack.as_mut().now_or_never().is_none());
+        // The backend goes on, and nobody asks what it answers.
+        tokio::time::sleep(GLANCE / 2).await;
+    }
+    // The leases are renewed meanwhile.
+    tokio::time::sleep(SHORT).await;
+    let due: Vec<u32> = numbers(&batch);
+    let others: Vec<u32> = batch.messages().iter().map(number).filter(|it| *it != first).collect();
+    assert!(others.iter().all(|number| due.contains(number)), "{others:?} but {due:?}");
+    assert!(batch.messages().iter().all(|message| store.put(message)));
+    let settled = batch.ack().await.unwrap();
+    assert!(settled.lost.iter().all(|id| *id == of_shard[0].id()), "{settled:?}");
+    finish(&mut consumer, &mut store, 40).await;
+    store.check(40, &[]);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What a consumer, its batches and the task that renews its leases share.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -220,9 +221,17 @@ impl Shared {
         if old.is_empty() {
             return Ok(());
         }
+        // What else there is of an ordered group's shard tells whether that is this consumer's.
+        let old = self.hand().beside(&old);
         let since = Instant::now();
         let lost = reader.renew(&tickets(&old)).await?;
-        self.hand().renewed(&old, since, &lost);
+        let mut hand = self.hand();
+        // What somebody began to settle meanwhile may be gone by that.
+        let free: HashSet<Pick> = hand.all().into_iter().collect();
+        let asked: HashSet<&Pick> = picks.iter().collect();
+        let old: Vec<Pick> =
+            old.into_iter().filter(|pick| asked.contains(pick) || free.contains(pick)).collect();
+        hand.renewed(&old, since, &lost);
         Ok(())
     }
 
@@ -348,7 +357,7 @@ impl Shared {
         let lost = renewed?;
         // What was settled meanwhile, or is being settled, is no longer this consumer's either.
         let mut hand = self.hand();
-        let all: std::collections::HashSet<Pick> = hand.all().into_iter().collect();
+        let all: HashSet<Pick> = hand.all().into_iter().collect();
         let picks: Vec<Pick> = picks.into_iter().filter(|pick| all.contains(pick)).collect();
         let lost = hand.renewed(&picks, since, &lost);
         drop(hand);

@@ -105,6 +105,16 @@ impl Lanes {
         lane.waiting.front().copied()
     }
 
+    /// The first of a shard that is with the program.
+    pub fn first_out(&self, shard: u32) -> Option<Pick> {
+        self.lanes.get(&shard)?.out.front().copied()
+    }
+
+    /// All of a shard.
+    pub fn of(&self, shard: u32) -> impl Iterator<Item = &Pick> {
+        self.lanes.get(&shard).into_iter().flat_map(|lane| lane.out.iter().chain(&lane.waiting))
+    }
+
     /// This one, which was the first that waited, is with the program.
     pub fn given(&mut self, pick: Pick) {
         let Some(lane) = self.lanes.get_mut(&pick.ticket.shard) else { return };

@@ -2,7 +2,7 @@
 
 mod lanes;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -34,6 +34,8 @@ pub(super) struct Held {
     pub charged: bool,
     /// Somebody is about to settle it.
     settling: bool,
+    /// Somebody was: it may be settled, though nobody came to know.
+    tried: bool,
     /// The program said what became of it, or never had it.
     known: bool,
     /// Another consumer has it, or may have it.
@@ -104,6 +106,7 @@ impl Hand {
                 deaths: 0,
                 charged: false,
                 settling: false,
+                tried: false,
                 known: true,
                 lost: false,
                 refused: false,
@@ -299,6 +302,7 @@ impl Hand {
         for pick in picks {
             if let Some(held) = self.get_mut(pick) {
                 held.settling = settling;
+                held.tried = true;
             }
         }
     }
@@ -320,6 +324,18 @@ impl Hand {
         held.map(|(ticket, held)| Pick { ticket: *ticket, number: held.number }).collect()
     }
 
+    /// These, and in an ordered group all else of their shards that nobody is about to settle.
+    pub fn beside(&self, picks: &[Pick]) -> Vec<Pick> {
+        let Some(lanes) = &self.lanes else { return picks.to_vec() };
+        let these: HashSet<&Pick> = picks.iter().collect();
+        let shards: HashSet<u32> = picks.iter().map(|pick| pick.ticket.shard).collect();
+        let is_free = |pick: &&Pick| {
+            !these.contains(pick) && self.get(pick).is_some_and(|held| !held.settling)
+        };
+        let all = shards.into_iter().flat_map(|shard| lanes.of(shard));
+        picks.iter().chain(all.filter(is_free)).copied().collect()
+    }
+
     /// All of which it is known what became of them: what may go to another consumer as if it had
     /// not been delivered.
     pub fn known(&self) -> Vec<Ticket> {
@@ -334,10 +350,32 @@ impl Hand {
                 held.sure = held.sure.max(since);
             }
         }
-        let lost: std::collections::HashSet<&Ticket> = lost.iter().collect();
+        let lost: HashSet<&Ticket> = lost.iter().collect();
         let lost: Vec<Pick> =
             picks.iter().filter(|pick| lost.contains(&pick.ticket)).copied().collect();
-        self.lose(&lost)
+        self.lose_settled(picks, &lost) + self.lose(&lost)
+    }
+
+    /// In an ordered group: of the `lost` these were settled by a call that was given up, as they
+    /// stood first with the program, and others of their shards, of `picks`, still are this
+    /// consumer's. They alone are lost.
+    fn lose_settled(&mut self, picks: &[Pick], lost: &[Pick]) -> usize {
+        let is_lost: HashSet<&Pick> = lost.iter().collect();
+        let kept = picks.iter().filter(|pick| !is_lost.contains(pick) && self.get(pick).is_some());
+        let kept: HashSet<u32> = kept.map(|pick| pick.ticket.shard).collect();
+        let mut settled = 0;
+        for shard in kept {
+            while let Some(first) = self.lanes.as_ref().and_then(|lanes| lanes.first_out(shard))
+                && is_lost.contains(&first)
+                && let Some(held) = self.get_mut(&first).filter(|held| held.tried)
+            {
+                (held.lost, settled) = (true, settled + 1);
+                if let Some(lanes) = &mut self.lanes {
+                    lanes.remove(&first);
+                }
+            }
+        }
+        settled
     }
 
     /// These are another's now, and with them in an ordered group all of their shards. Answers how
