@@ -655,6 +655,35 @@ async fn an_acknowledgement_that_was_dropped_takes_nothing_from_the_program() {
 }
 
 #[tokio::test]
+async fn what_waits_behind_a_message_is_bounded_in_bytes() {
+    const MIB: usize = 1 << 20;
+    let at = sharded(Place::embedded());
+    let (_, mut producer, group) = open(&at).await;
+    let body = vec![b'x'; MIB];
+    for _ in 0..24 {
+        let large = Message::new(body.clone()).key(key(0).as_str());
+        producer.publish(&[large]).await.unwrap();
+    }
+    let mut consumer = group.consumer("worker").await.unwrap();
+    let batch = consumer.pull(1, PATIENCE).await.unwrap();
+    assert_eq!(batch.len(), 1);
+    let backend = at.open().await;
+    for _ in 0..8 {
+        assert_eq!(consumer.pull(100, GLANCE / 4).await.unwrap().len(), 0);
+    }
+    let held = streams::group_status(&backend, "g").await.pending.unwrap();
+    assert!((8..=14).contains(&held), "{held} of a MiB each");
+    // Nothing else is kept from coming.
+    batch.ack().await.unwrap();
+    let mut seen = 1;
+    while seen < 24 {
+        let batch = some(&mut consumer).await;
+        seen += batch.len();
+        assert_eq!(batch.ack().await.unwrap(), Settled::default());
+    }
+}
+
+#[tokio::test]
 async fn rabbitmq_says_that_it_cannot() {
     let stream = stream_at(&Place::rabbitmq("quorum")).open().await.unwrap();
     for error in [

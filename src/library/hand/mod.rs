@@ -461,6 +461,12 @@ impl Hand {
         stale.flatten().copied().collect()
     }
 
+    /// The bytes, about, of what waits in an ordered group, for its turn or for what is before it.
+    pub fn waiting_bytes(&self) -> usize {
+        let waiting = self.lanes.iter().flat_map(Lanes::waiting).flatten();
+        waiting.filter_map(|pick| self.get(pick)).map(|held| held.delivery.event.size()).sum()
+    }
+
     /// Whether the program has anything that is this consumer's.
     pub fn is_out(&self) -> bool {
         self.lanes.as_ref().is_some_and(Lanes::is_out)
