@@ -387,8 +387,9 @@ impl Shared {
     /// Hands back everything, and ends.
     pub async fn close(&self) -> Result<(), Error> {
         self.closed.store(true, Ordering::Release);
-        let _last = self.fetching.lock().await;
         let mut tries = self.tries("hand back the messages");
+        // One that ends later hands back everything itself.
+        let _last = self.turn(&tries).await?;
         loop {
             let open = self.line.lock().await.open.as_ref().map(|(_, reader)| reader.clone());
             // Without a line it holds nothing.
