@@ -15,6 +15,7 @@ use aqueduct::stream::cursor::{CursorMove, To};
 use aqueduct::{
     Batch, Consumer, Error, EventId, Group, Message, Producer, Received, Settled, Stream, shard_of,
 };
+use futures_util::FutureExt;
 use programs::*;
 use streams::{GLANCE, PATIENCE, Place, until};
 use tokio::time::{Instant, timeout};
@@ -405,6 +406,43 @@ async fn who_does_not_pull_leaves_its_shards_to_others(at: Place) {
     store.check(120, &[]);
 }
 
+async fn what_is_handed_back_comes_again_from_the_first_on_and_before_all_behind_it(at: Place) {
+    let (_, mut producer, group) = open(&at).await;
+    producer.publish(&keyed(0..80)).await.unwrap();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut consumer = group.attempts(1_000_000).consumer("worker").await.unwrap();
+    let mut batch = some(&mut consumer).await;
+    for _ in 0..60 {
+        // Nothing is settled: what comes of a shard begins with its first.
+        let mut firsts = BTreeMap::new();
+        for message in batch.messages() {
+            firsts.entry(message.shard()).or_insert(number(message));
+        }
+        assert!(firsts.iter().all(|(shard, first)| shard == first), "{firsts:?}");
+        // A pull is under way meanwhile, and handing back may be given up midway.
+        let limit =
+            if random.bool() { PATIENCE } else { Duration::from_micros(random.u64(..4000)) };
+        let (released, next) = tokio::join!(
+            timeout(limit, batch.release()),
+            consumer.pull(random.usize(1..6), GLANCE / 8)
+        );
+        if let Ok(released) = released {
+            assert_eq!(released.unwrap(), Settled::default());
+        } else if random.bool() {
+            batch.release().await.unwrap();
+        }
+        batch = next.unwrap();
+    }
+    drop(batch);
+    let mut store = Store::default();
+    let start = Instant::now();
+    finish(&mut consumer, &mut store, 80).await;
+    assert!(start.elapsed() < LONG / 2);
+    store.check(80, &[]);
+}
+
 /// A consumer that does with its batches whatever comes to its mind.
 async fn wild(group: Group, store: Arc<Mutex<Store>>, count: usize, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
@@ -529,6 +567,7 @@ macro_rules! ordered {
             ],
             write: [
                 what_is_dropped_unsettled_comes_again_before_all_behind_it,
+                what_is_handed_back_comes_again_from_the_first_on_and_before_all_behind_it,
                 whatever_programs_do_each_shard_is_handled_in_order,
             ]
         );
@@ -553,6 +592,95 @@ async fn the_key_says_the_same_and_without_it_there_is_no_fence() {
     by_key.close().await.unwrap();
     let mut other = stream.group("other").consumer("worker").await.unwrap();
     assert!(some(&mut other).await.iter().all(|message| message.fence().is_none()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_threads_may_go_over_a_batch_and_settle_of_it() {
+    let at = sharded(Place::embedded());
+    let (_, mut producer, group) = open(&at).await;
+    producer.publish(&keyed(0..8)).await.unwrap();
+    let mut consumer = group.consumer("worker").await.unwrap();
+    let batch = Arc::new(some(&mut consumer).await);
+    // Threads of their own: this test ends whatever the two are stuck in.
+    let (settled, runtime) = (Arc::new(AtomicBool::new(false)), tokio::runtime::Handle::current());
+    let goes_over = std::thread::spawn({
+        let (batch, settled) = (batch.clone(), settled.clone());
+        move || {
+            while !settled.load(Ordering::Relaxed) {
+                assert_eq!(batch.iter().count(), batch.len());
+            }
+        }
+    });
+    let settles = std::thread::spawn({
+        let batch = batch.clone();
+        move || {
+            for _ in 0..50_000 {
+                runtime.block_on(batch.ack_only([])).unwrap();
+            }
+            settled.store(true, Ordering::Relaxed);
+        }
+    });
+    until("neither waits for the other", async || goes_over.is_finished() && settles.is_finished())
+        .await;
+    assert!(goes_over.join().is_ok() && settles.join().is_ok());
+    assert_eq!(batch.ack().await.unwrap(), Settled::default());
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_was_dropped_takes_nothing_from_the_program() {
+    let at = sharded(Place::embedded());
+    let (_, mut producer, group) = open(&at).await;
+    let mut store = Store::default();
+    producer.publish(&keyed(0..40)).await.unwrap();
+    let mut consumer = group.lease(SHORT).consumer("worker").await.unwrap();
+    let (batch, of_shard) = several(&mut consumer).await;
+    let first = number(&of_shard[0]);
+    {
+        let ack = batch.ack_only([&of_shard[0]]);
+        tokio::pin!(ack);
+        assert!(ack.as_mut().now_or_never().is_none());
+        // The backend goes on, and nobody asks what it answers.
+        tokio::time::sleep(GLANCE / 2).await;
+    }
+    // The leases are renewed meanwhile.
+    tokio::time::sleep(SHORT).await;
+    let due: Vec<u32> = numbers(&batch);
+    let others: Vec<u32> = batch.messages().iter().map(number).filter(|it| *it != first).collect();
+    assert!(others.iter().all(|number| due.contains(number)), "{others:?} but {due:?}");
+    assert!(batch.messages().iter().all(|message| store.put(message)));
+    let settled = batch.ack().await.unwrap();
+    assert!(settled.lost.iter().all(|id| *id == of_shard[0].id()), "{settled:?}");
+    finish(&mut consumer, &mut store, 40).await;
+    store.check(40, &[]);
+}
+
+#[tokio::test]
+async fn what_waits_behind_a_message_is_bounded_in_bytes() {
+    const MIB: usize = 1 << 20;
+    let at = sharded(Place::embedded());
+    let (_, mut producer, group) = open(&at).await;
+    let body = vec![b'x'; MIB];
+    for _ in 0..24 {
+        let large = Message::new(body.clone()).key(key(0).as_str());
+        producer.publish(&[large]).await.unwrap();
+    }
+    let mut consumer = group.consumer("worker").await.unwrap();
+    let batch = consumer.pull(1, PATIENCE).await.unwrap();
+    assert_eq!(batch.len(), 1);
+    let backend = at.open().await;
+    for _ in 0..8 {
+        assert_eq!(consumer.pull(100, GLANCE / 4).await.unwrap().len(), 0);
+    }
+    let held = streams::group_status(&backend, "g").await.pending.unwrap();
+    assert!((8..=14).contains(&held), "{held} of a MiB each");
+    // Nothing else is kept from coming.
+    batch.ack().await.unwrap();
+    let mut seen = 1;
+    while seen < 24 {
+        let batch = some(&mut consumer).await;
+        seen += batch.len();
+        assert_eq!(batch.ack().await.unwrap(), Settled::default());
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ use crate::stream::Reader;
 
 /// Bytes in one batch, about.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// In an ordered group: with this many bytes, about, that wait for a message before them, nothing
+/// more is fetched.
+const WAITING_BYTES_MAX: usize = 2 * BATCH_BYTES_MAX;
 /// The longest that one pull waits.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 /// The longest that one fetch waits: when it began tells how long what it brings is certainly
@@ -79,7 +82,8 @@ impl Consumer {
     /// dropped nothing is lost, and the next pull has what this one would have had.
     ///
     /// In an [ordered](super::Group::ordered) group it gives the next messages of the shards of which
-    /// everything that was given before is settled. Who does not pull for a lease and has nothing to
+    /// everything that was given before is settled. While more than about 8 MiB wait for that, it
+    /// fetches nothing, of other shards neither. Who does not pull for a lease and has nothing to
     /// settle leaves its shards to others.
     pub async fn pull(&mut self, most: usize, wait: Duration) -> Result<Batch, Error> {
         let _pulling = self.shared.pulling();
@@ -138,6 +142,10 @@ impl Consumer {
         tries: &mut Tries,
     ) -> Result<bool, Error> {
         let shared = &self.shared;
+        if self.fetching.is_none() && shared.hand().waiting_bytes() >= WAITING_BYTES_MAX {
+            // None of it may be given out: what it waits for comes first.
+            return Ok(timeout_at(end, shared.returned.notified()).await.is_err());
+        }
         if self.fetching.is_none() {
             let reader = shared.reader_in(tries).await?;
             let wait = end.saturating_duration_since(Instant::now());

@@ -92,8 +92,18 @@ impl Tries {
         tracing::debug!("failed to {}: {error:#}", self.what);
         match self.wait().await {
             true => Ok(()),
-            false => Err(Error::away(self.what.clone(), error)),
+            false => Err(self.over(error)),
         }
+    }
+
+    /// When there is no time for another.
+    pub fn end(&self) -> Instant {
+        self.end
+    }
+
+    /// There is no time left, and `error` is what the last one came to.
+    pub fn over(&self, error: anyhow::Error) -> Error {
+        Error::away(self.what.clone(), error)
     }
 
     /// Waits before the next try. `false`: there is no time for one.

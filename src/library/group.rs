@@ -46,8 +46,8 @@ impl Group {
     /// in order: what has one key is handled in the order in which it was published, one message
     /// after the other. All members of a group, in all programs, have to be ordered, or none.
     ///
-    /// - A consumer owns as many shards as are its share of those that pull; beyond the number of
-    ///   shards, consumers wait. A shard moves to another consumer at once when its owner closes or
+    /// - A consumer owns as many shards as are its share among those that pull or hold something;
+    ///   beyond the number of shards, consumers wait. A shard moves to another consumer at once when its owner closes or
     ///   is dropped, when a lease has passed where it died or fell silent, and as soon as it has
     ///   settled what it has of the shard where others join and it has more than its share.
     /// - What [`pull`](Consumer::pull) gives of a shard is the next of it, in order; more of that

@@ -1,5 +1,6 @@
 //! What a consumer, its batches and the task that renews its leases share.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use anyhow::{Result, anyhow, ensure};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Error;
 use super::error::Tries;
@@ -38,12 +39,15 @@ pub(super) struct Shared {
     pulls: Mutex<Pulls>,
     /// Something was let go of that is to be delivered again, or settled that others wait for.
     pub returned: Notify,
-    pub closed: AtomicBool,
+    closed: AtomicBool,
     runtime: Handle,
 }
 
 /// A fetch that is under way; what it finds is put into the hand.
 pub(super) type Fetching = JoinHandle<Result<()>>;
+
+/// Held by who fetches in an ordered group, or hands shards back.
+pub(super) type Turn = OwnedMutexGuard<()>;
 
 /// Whether the program pulls.
 struct Pulls {
@@ -125,6 +129,10 @@ impl Shared {
         self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// The program pulls, until what this answers is dropped.
     pub fn pulling(self: &Arc<Self>) -> Pulling {
         self.pulls().now = true;
@@ -152,7 +160,7 @@ impl Shared {
         if let Some((_, reader)) = &line.open {
             return Ok(reader.clone());
         }
-        ensure!(!self.closed.load(Ordering::Acquire), "the consumer was closed");
+        ensure!(!self.is_closed(), "the consumer was closed");
         let backend = (self.stream.kind.open)(self.stream.clone(), self.site.clone()).await?;
         let spec = ReaderSpec { group: self.group.clone(), member: self.member.clone() };
         let reader = backend.reader(spec).await?;
@@ -213,9 +221,17 @@ impl Shared {
         if old.is_empty() {
             return Ok(());
         }
+        // What else there is of an ordered group's shard tells whether that is this consumer's.
+        let old = self.hand().beside(&old);
         let since = Instant::now();
         let lost = reader.renew(&tickets(&old)).await?;
-        self.hand().renewed(&old, since, &lost);
+        let mut hand = self.hand();
+        // What somebody began to settle meanwhile may be gone by that.
+        let free: HashSet<Pick> = hand.all().into_iter().collect();
+        let asked: HashSet<&Pick> = picks.iter().collect();
+        let old: Vec<Pick> =
+            old.into_iter().filter(|pick| asked.contains(pick) || free.contains(pick)).collect();
+        hand.renewed(&old, since, &lost);
         Ok(())
     }
 
@@ -248,20 +264,28 @@ impl Shared {
         let (shared, fetching) = (Arc::downgrade(self), self.fetching.clone());
         let reader = reader.clone();
         self.runtime.spawn(async move {
-            let turn = fetching.lock_owned().await;
-            if let Some(shared) = shared.upgrade() {
-                shared.hand_back_void(&reader, &turn).await?;
+            let turn = fetching.clone().lock_owned().await;
+            match shared.upgrade().filter(|shared| !shared.is_closed()) {
+                Some(shared) => shared.hand_back_void(&reader, &turn).await?,
+                // It would claim again what was given up.
+                None => return Ok(()),
             }
             let since = Instant::now();
             let fetched = reader.fetch(most, bytes, wait).await?;
-            match shared.upgrade() {
-                Some(shared) => shared.take_in(&reader, fetched, since).await,
-                None => {
-                    let tickets: Vec<Ticket> = fetched.iter().map(|it| it.ticket).collect();
-                    reader.release(&tickets).await?;
-                }
+            if let Some(shared) = shared.upgrade() {
+                shared.take_in(&reader, fetched, since).await;
+                // Who closes may have given up waiting for this.
+                return match shared.is_closed() {
+                    true => shared.leave(&reader).await,
+                    false => Ok(()),
+                };
             }
-            Ok(())
+            let tickets: Vec<Ticket> = fetched.iter().map(|it| it.ticket).collect();
+            reader.release(&tickets).await?;
+            // What was known of the rest is handed back by who waits for the turn, before it leaves.
+            drop(turn);
+            let _last = fetching.lock().await;
+            reader.leave().await
         })
     }
 
@@ -274,21 +298,41 @@ impl Shared {
         }
     }
 
-    /// Hands back what was held of shards that were lost.
-    async fn hand_back_void(
-        &self,
-        reader: &Arc<dyn Reader>,
-        _turn: &OwnedMutexGuard<()>,
-    ) -> Result<()> {
+    /// Hands back what was held of shards that were lost, or that the program handed back where
+    /// that was cut off.
+    async fn hand_back_void(&self, reader: &Arc<dyn Reader>, _turn: &Turn) -> Result<()> {
+        let cut_off = self.hand().cut_off();
+        self.refund(reader, &cut_off).await?;
+        let void = {
+            let mut hand = self.hand();
+            hand.lose(&cut_off);
+            hand.void()
+        };
+        if !void.is_empty() {
+            reader.release(&void).await?;
+            self.hand().handed_back(&void);
+        }
+        Ok(())
+    }
+
+    /// Waits until no fetch is under way, and keeps others from beginning, for as long as there is
+    /// time.
+    pub async fn turn(&self, tries: &Tries) -> Result<Turn, Error> {
+        let turn = timeout_at(tries.end(), self.fetching.clone().lock_owned()).await;
+        turn.map_err(|_| tries.over(anyhow!("a fetch that is under way has not ended")))
+    }
+
+    /// Hands these back, and with them in an ordered group the shards that they are of. What is cut
+    /// off is to be handed back at the next fetch or renewal.
+    pub async fn give_up(&self, reader: &Arc<dyn Reader>, picks: &[Pick]) -> Result<()> {
+        self.hand().close(picks);
+        self.refund(reader, picks).await?;
         let void = self.hand().void();
-        if void.is_empty() {
-            return Ok(());
-        }
-        let released = reader.release(&void).await;
-        if released.is_err() {
-            self.hand().not_handed_back(void);
-        }
-        released
+        let mut all = tickets(picks);
+        all.extend(&void);
+        reader.release(&all).await?;
+        self.hand().handed_back(&void);
+        Ok(())
     }
 
     /// Renews all leases once.
@@ -296,8 +340,9 @@ impl Shared {
         if self.rests() {
             return Ok(());
         }
-        // Where one is under way, it has done so, or the next one does.
-        if let Ok(turn) = self.fetching.clone().try_lock_owned() {
+        let has_void = self.hand().has_void();
+        // Where a fetch is under way the next one does it.
+        if has_void && let Ok(turn) = self.fetching.clone().try_lock_owned() {
             let reader = self.reader().await?;
             self.hand_back_void(&reader, &turn).await?;
         }
@@ -312,7 +357,7 @@ impl Shared {
         let lost = renewed?;
         // What was settled meanwhile, or is being settled, is no longer this consumer's either.
         let mut hand = self.hand();
-        let all: std::collections::HashSet<Pick> = hand.all().into_iter().collect();
+        let all: HashSet<Pick> = hand.all().into_iter().collect();
         let picks: Vec<Pick> = picks.into_iter().filter(|pick| all.contains(pick)).collect();
         let lost = hand.renewed(&picks, since, &lost);
         drop(hand);
@@ -342,19 +387,15 @@ impl Shared {
     /// Hands back everything, and ends.
     pub async fn close(&self) -> Result<(), Error> {
         self.closed.store(true, Ordering::Release);
-        let _last = self.fetching.lock().await;
         let mut tries = self.tries("hand back the messages");
+        // One that ends later hands back everything itself.
+        let _last = self.turn(&tries).await?;
         loop {
             let open = self.line.lock().await.open.as_ref().map(|(_, reader)| reader.clone());
             // Without a line it holds nothing.
             let Some(reader) = open else { break };
-            let all = self.hand().all();
-            let left = async {
-                self.hand_back(&reader, &all).await?;
-                reader.leave().await
-            };
-            let handed_back = left.await;
-            if self.answer(&reader, handed_back, &mut tries).await?.is_some() {
+            let left = self.leave(&reader).await;
+            if self.answer(&reader, left, &mut tries).await?.is_some() {
                 break;
             }
         }
@@ -363,8 +404,21 @@ impl Shared {
         Ok(())
     }
 
+    /// Hands back all that nobody is about to settle, and gives up all shards.
+    async fn leave(&self, reader: &Arc<dyn Reader>) -> Result<()> {
+        let all = self.hand().all();
+        self.hand_back(reader, &all).await?;
+        reader.leave().await
+    }
+
     /// Hands these back as if they had not been delivered.
-    pub async fn hand_back(&self, reader: &Arc<dyn Reader>, picks: &[Pick]) -> Result<()> {
+    async fn hand_back(&self, reader: &Arc<dyn Reader>, picks: &[Pick]) -> Result<()> {
+        self.refund(reader, picks).await?;
+        reader.release(&tickets(picks)).await
+    }
+
+    /// Gives the attempts back that these were charged.
+    async fn refund(&self, reader: &Arc<dyn Reader>, picks: &[Pick]) -> Result<()> {
         for pick in picks {
             let charged = self.hand().find(pick).is_some_and(|held| held.charged);
             if charged {
@@ -372,7 +426,7 @@ impl Shared {
                 self.hand().refunded(pick);
             }
         }
-        reader.release(&tickets(picks)).await
+        Ok(())
     }
 }
 
@@ -406,7 +460,7 @@ async fn keep(shared: Weak<Shared>, lease: Duration) {
     loop {
         sleep(pause).await;
         let Some(shared) = shared.upgrade() else { return };
-        if shared.closed.load(Ordering::Acquire) {
+        if shared.is_closed() {
             return;
         }
         pause = match shared.renew().await {

@@ -92,7 +92,9 @@ impl Batch {
             return true;
         }
         let pick = &message.pick;
-        let (waits, is_open) = (self.waiting().contains(pick), self.open().contains(pick));
+        // One after the other: others take both, in the other order.
+        let waits = self.waiting().contains(pick);
+        let is_open = self.open().contains(pick);
         !waits && (!is_open || self.shared.hand().find(pick).is_some())
     }
 
@@ -223,22 +225,20 @@ impl Batch {
         let work = Work::begin(self, self.unsettled(), Vec::new());
         let shared = &self.shared;
         let mut tries = shared.tries("hand back messages");
+        // A fetch that is under way might bring more of a shard, and give out what is behind these.
+        let _turn = match shared.group.ordered {
+            true => Some(shared.turn(&tries).await?),
+            false => None,
+        };
         while work.is_due() {
             let reader = shared.reader_in(&mut tries).await?;
-            let (ours, rights) = {
-                let hand = shared.hand();
-                let ours = hand.ours(work.picks());
-                (hand.beside(&ours), hand.rights(&ours))
-            };
-            let _settling = shared.settling(&ours);
-            let released = shared.hand_back(&reader, &ours).await;
+            let ours = shared.hand().ours(work.picks());
+            let released = shared.give_up(&reader, &ours).await;
             if shared.answer(&reader, released, &mut tries).await?.is_some() {
                 if shared.group.ordered {
                     self.waiting().extend(work.picks());
                 }
-                let settled = work.done(Vec::new());
-                shared.hand().given_up(&rights);
-                return Ok(settled);
+                break;
             }
         }
         Ok(work.done(Vec::new()))

@@ -2,7 +2,7 @@
 //! order. Of a lane nothing is given out before all that was given out is settled, so what waits
 //! for a message is what stands behind it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use super::Pick;
 use crate::event::{Delivery, Ticket};
@@ -105,6 +105,16 @@ impl Lanes {
         lane.waiting.front().copied()
     }
 
+    /// The first of a shard that is with the program.
+    pub fn first_out(&self, shard: u32) -> Option<Pick> {
+        self.lanes.get(&shard)?.out.front().copied()
+    }
+
+    /// All of a shard.
+    pub fn of(&self, shard: u32) -> impl Iterator<Item = &Pick> {
+        self.lanes.get(&shard).into_iter().flat_map(|lane| lane.out.iter().chain(&lane.waiting))
+    }
+
     /// This one, which was the first that waited, is with the program.
     pub fn given(&mut self, pick: Pick) {
         let Some(lane) = self.lanes.get_mut(&pick.ticket.shard) else { return };
@@ -148,15 +158,6 @@ impl Lanes {
         }
     }
 
-    /// All of the shards that these are of.
-    pub fn beside(&self, picks: &[Pick]) -> Vec<Pick> {
-        let mut shards: Vec<u32> = picks.iter().map(|pick| pick.ticket.shard).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        let lanes = shards.iter().filter_map(|shard| self.lanes.get(shard));
-        lanes.flat_map(|lane| lane.out.iter().chain(&lane.waiting)).copied().collect()
-    }
-
     /// The ownership that this one is held by is at an end. Answers all that was held by it, which
     /// is to be handed back: nobody need have followed, as an event can be gone from a shard that
     /// is still this consumer's. What stood behind it comes again, in order, to the next owner.
@@ -172,15 +173,31 @@ impl Lanes {
         }
     }
 
-    /// This ownership is at an end. Answers what is left of it, and need not be handed back.
-    pub fn close(&mut self, shard: u32, epoch: i64) -> Gone {
-        match self.lanes.get_mut(&shard) {
-            Some(lane) if lane.epoch == epoch => {
+    /// The shards that these are of are about to be handed back: what waits there is not given out
+    /// any more, and answered; what is with the program may be settled until it is handed back.
+    pub fn close(&mut self, picks: &[Pick]) -> Vec<Pick> {
+        let mut closed = Vec::new();
+        for pick in picks {
+            if let Some(lane) = self.lanes.get_mut(&pick.ticket.shard)
+                && lane.out.contains(pick)
+            {
                 lane.over = true;
-                lane.take()
+                self.void.extend(lane.waiting.iter().map(|pick| pick.ticket));
+                closed.extend(lane.waiting.drain(..));
             }
-            _ => Gone::default(),
         }
+        closed
+    }
+
+    /// Whether the lane in which this one stands was [closed](Self::close).
+    pub fn is_closed(&self, pick: &Pick) -> bool {
+        let lane = self.lanes.get(&pick.ticket.shard);
+        lane.is_some_and(|lane| lane.over && lane.out.contains(pick))
+    }
+
+    /// What is with the program of the lanes that were [closed](Self::close).
+    pub fn closed(&self) -> impl Iterator<Item = &Pick> {
+        self.lanes.values().filter(|lane| lane.over).flat_map(|lane| &lane.out)
     }
 
     /// Everything is at an end, and there is nothing to hand back.
@@ -194,8 +211,14 @@ impl Lanes {
     }
 
     /// What is to be handed back.
-    pub fn void(&mut self) -> Vec<Ticket> {
-        std::mem::take(&mut self.void)
+    pub fn void(&self) -> &[Ticket] {
+        &self.void
+    }
+
+    /// These were handed back.
+    pub fn handed_back(&mut self, tickets: &[Ticket]) {
+        let tickets: HashSet<&Ticket> = tickets.iter().collect();
+        self.void.retain(|ticket| !tickets.contains(ticket));
     }
 
     /// Whether anything is with the program.
@@ -249,7 +272,23 @@ mod tests {
         // A claim frees what was held before: only what it does not is handed back.
         assert_eq!(push(&mut lanes, 3, 2).0, Some(Vec::new()));
         assert_eq!(lanes.void(), []);
-        assert_eq!(lanes.close(0, 2).tickets().count(), 0, "that is not by what it is held");
-        assert_eq!(lanes.close(0, 3).tickets().count(), 1);
+    }
+
+    #[test]
+    fn what_is_handed_back_gives_out_nothing_more_and_keeps_what_is_with_the_program() {
+        let mut lanes = Lanes::default();
+        let (_, first) = push(&mut lanes, 1, 0);
+        let (_, second) = push(&mut lanes, 1, 1);
+        assert_eq!(lanes.close(&[first]), [], "it is not with the program");
+        lanes.given(first);
+        assert!(!lanes.is_closed(&first) && lanes.closed().count() == 0);
+        assert_eq!(lanes.close(&[first]), [second]);
+        assert!(lanes.is_closed(&first) && lanes.is_out());
+        assert_eq!(push(&mut lanes, 1, 2).0, None, "a fetch was under way");
+        assert_eq!(lanes.void(), [second.ticket, delivery(1, 2).ticket]);
+        lanes.handed_back(&[second.ticket]);
+        assert_eq!(lanes.void(), [delivery(1, 2).ticket]);
+        lanes.remove(&first);
+        assert_eq!((lanes.fronts().count(), lanes.is_out()), (0, false));
     }
 }

@@ -2,7 +2,7 @@
 
 mod lanes;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -34,6 +34,8 @@ pub(super) struct Held {
     pub charged: bool,
     /// Somebody is about to settle it.
     settling: bool,
+    /// Somebody was: it may be settled, though nobody came to know.
+    tried: bool,
     /// The program said what became of it, or never had it.
     known: bool,
     /// Another consumer has it, or may have it.
@@ -104,6 +106,7 @@ impl Hand {
                 deaths: 0,
                 charged: false,
                 settling: false,
+                tried: false,
                 known: true,
                 lost: false,
                 refused: false,
@@ -245,6 +248,9 @@ impl Hand {
     /// The program could not handle it: it is delivered again, alone. Answers what it had of the
     /// same shard behind that, in an ordered group: it has it no longer, as if it had never had it.
     pub fn refused(&mut self, pick: Pick) -> Vec<Pick> {
+        if self.is_closed(&pick) {
+            self.lose(&[pick]);
+        }
         let Some(held) = self.get_mut(&pick) else { return Vec::new() };
         (held.charged, held.known, held.settling) = (false, true, false);
         let due = Instant::now() + suspicion::wait_after(held.delivery.attempts);
@@ -264,6 +270,9 @@ impl Hand {
 
     /// The program let go of these, and did not say what became of them.
     pub fn let_go(&mut self, picks: &[Pick]) {
+        // To be given out again is only what was not about to be handed back.
+        let closed: Vec<Pick> = picks.iter().filter(|it| self.is_closed(it)).copied().collect();
+        self.lose(&closed);
         if let Some(lanes) = &mut self.lanes {
             lanes.let_go(picks);
         }
@@ -293,6 +302,7 @@ impl Hand {
         for pick in picks {
             if let Some(held) = self.get_mut(pick) {
                 held.settling = settling;
+                held.tried = true;
             }
         }
     }
@@ -314,6 +324,18 @@ impl Hand {
         held.map(|(ticket, held)| Pick { ticket: *ticket, number: held.number }).collect()
     }
 
+    /// These, and in an ordered group all else of their shards that nobody is about to settle.
+    pub fn beside(&self, picks: &[Pick]) -> Vec<Pick> {
+        let Some(lanes) = &self.lanes else { return picks.to_vec() };
+        let these: HashSet<&Pick> = picks.iter().collect();
+        let shards: HashSet<u32> = picks.iter().map(|pick| pick.ticket.shard).collect();
+        let is_free = |pick: &&Pick| {
+            !these.contains(pick) && self.get(pick).is_some_and(|held| !held.settling)
+        };
+        let all = shards.into_iter().flat_map(|shard| lanes.of(shard));
+        picks.iter().chain(all.filter(is_free)).copied().collect()
+    }
+
     /// All of which it is known what became of them: what may go to another consumer as if it had
     /// not been delivered.
     pub fn known(&self) -> Vec<Ticket> {
@@ -328,10 +350,32 @@ impl Hand {
                 held.sure = held.sure.max(since);
             }
         }
-        let lost: std::collections::HashSet<&Ticket> = lost.iter().collect();
+        let lost: HashSet<&Ticket> = lost.iter().collect();
         let lost: Vec<Pick> =
             picks.iter().filter(|pick| lost.contains(&pick.ticket)).copied().collect();
-        self.lose(&lost)
+        self.lose_settled(picks, &lost) + self.lose(&lost)
+    }
+
+    /// In an ordered group: of the `lost` these were settled by a call that was given up, as they
+    /// stood first with the program, and others of their shards, of `picks`, still are this
+    /// consumer's. They alone are lost.
+    fn lose_settled(&mut self, picks: &[Pick], lost: &[Pick]) -> usize {
+        let is_lost: HashSet<&Pick> = lost.iter().collect();
+        let kept = picks.iter().filter(|pick| !is_lost.contains(pick) && self.get(pick).is_some());
+        let kept: HashSet<u32> = kept.map(|pick| pick.ticket.shard).collect();
+        let mut settled = 0;
+        for shard in kept {
+            while let Some(first) = self.lanes.as_ref().and_then(|lanes| lanes.first_out(shard))
+                && is_lost.contains(&first)
+                && let Some(held) = self.get_mut(&first).filter(|held| held.tried)
+            {
+                (held.lost, settled) = (true, settled + 1);
+                if let Some(lanes) = &mut self.lanes {
+                    lanes.remove(&first);
+                }
+            }
+        }
+        settled
     }
 
     /// These are another's now, and with them in an ordered group all of their shards. Answers how
@@ -373,46 +417,39 @@ impl Hand {
         picks.iter().for_each(|pick| self.forget(pick));
     }
 
-    /// All that is this consumer's of the shards that these are of, in an ordered group; these,
-    /// otherwise.
-    pub fn beside(&self, picks: &[Pick]) -> Vec<Pick> {
-        match &self.lanes {
-            Some(lanes) => lanes.beside(picks),
-            None => picks.to_vec(),
-        }
+    /// The shards that these are of are about to be handed back, in an ordered group: nothing more of
+    /// them is given out. Where that is cut off, what the program has of them is
+    /// [still to be handed back](Self::cut_off).
+    pub fn close(&mut self, picks: &[Pick]) {
+        let closed = self.lanes.as_mut().map(|lanes| lanes.close(picks)).unwrap_or_default();
+        closed.iter().for_each(|pick| self.forget(pick));
     }
 
-    /// The shards that these are of, and by what right they are this consumer's.
-    pub fn rights(&self, picks: &[Pick]) -> Vec<(u32, i64)> {
-        let mut rights: Vec<_> = picks
-            .iter()
-            .filter_map(|pick| self.get(pick)?.delivery.fence.as_ref())
-            .map(|fence| (fence.shard, fence.epoch))
-            .collect();
-        rights.sort_unstable();
-        rights.dedup();
-        rights
+    /// What the program has of shards that it was about to hand back.
+    pub fn cut_off(&self) -> Vec<Pick> {
+        let lanes = self.lanes.as_ref();
+        lanes.map(|lanes| lanes.closed().copied().collect()).unwrap_or_default()
     }
 
-    /// These were given up: nothing that comes by right of them is to be given out any more.
-    pub fn given_up(&mut self, rights: &[(u32, i64)]) {
-        for (shard, epoch) in rights {
-            if let Some(lanes) = &mut self.lanes {
-                let gone = lanes.close(*shard, *epoch);
-                self.not_ours(gone);
-            }
-        }
+    fn is_closed(&self, pick: &Pick) -> bool {
+        self.lanes.as_ref().is_some_and(|lanes| lanes.is_closed(pick))
+    }
+
+    /// Whether there is something to be handed back.
+    pub fn has_void(&self) -> bool {
+        let has_void = |lanes: &Lanes| !lanes.void().is_empty() || lanes.closed().next().is_some();
+        self.lanes.as_ref().is_some_and(has_void)
     }
 
     /// What is to be handed back of shards that this consumer has lost or never was to have.
-    pub fn void(&mut self) -> Vec<Ticket> {
-        self.lanes.as_mut().map(Lanes::void).unwrap_or_default()
+    pub fn void(&self) -> Vec<Ticket> {
+        self.lanes.as_ref().map(|lanes| lanes.void().to_vec()).unwrap_or_default()
     }
 
-    /// Handing these back did not work.
-    pub fn not_handed_back(&mut self, tickets: Vec<Ticket>) {
+    /// These were handed back.
+    pub fn handed_back(&mut self, tickets: &[Ticket]) {
         if let Some(lanes) = &mut self.lanes {
-            lanes.hand_back(tickets);
+            lanes.handed_back(tickets);
         }
     }
 
@@ -422,6 +459,12 @@ impl Hand {
         let is_old = |pick: &Pick| self.get(pick).is_some_and(|held| held.sure.elapsed() >= age);
         let stale = lanes.waiting().filter(|waiting| waiting.front().is_some_and(is_old));
         stale.flatten().copied().collect()
+    }
+
+    /// The bytes, about, of what waits in an ordered group, for its turn or for what is before it.
+    pub fn waiting_bytes(&self) -> usize {
+        let waiting = self.lanes.iter().flat_map(Lanes::waiting).flatten();
+        waiting.filter_map(|pick| self.get(pick)).map(|held| held.delivery.event.size()).sum()
     }
 
     /// Whether the program has anything that is this consumer's.
