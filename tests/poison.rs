@@ -25,7 +25,7 @@ to = "events"
 from = "events"
 to = "db"
 batch = 1000
-lease = "1s"
+lease = "10s"
 attempts = ATTEMPTS
 
 [sink.db]
