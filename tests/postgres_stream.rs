@@ -311,14 +311,14 @@ async fn tables_are_set_back_while_connections_stay() {
     let work = Work::start(Place::postgres().lease(LONG)).await;
     work.sends(1000).await;
     copy_tables(&work.at, "CREATE SCHEMA copy", "CREATE TABLE copy.$ AS TABLE aqueduct.$").await;
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     for times in [1, 2] {
         let all: Vec<String> = TABLES.iter().map(|table| format!("aqueduct.{table}")).collect();
         let empty = format!("TRUNCATE {}", all.join(", "));
         copy_tables(&work.at, &empty, "INSERT INTO aqueduct.$ SELECT * FROM copy.$").await;
         work.is_told(times).await;
         work.sends(1000).await;
-        tokio::time::sleep(Duration::from_millis(2500)).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
     }
     work.finish().await;
 }
@@ -338,7 +338,7 @@ async fn the_database_is_replaced_by_an_older_copy() {
     server.psql("postgres", &format!("CREATE DATABASE {copy} TEMPLATE {name}"));
     server.psql("postgres", &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
     work.sends(1000).await;
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     server.psql("postgres", &format!("DROP DATABASE {name} WITH (FORCE)"));
     server.psql("postgres", &format!("CREATE DATABASE {name} TEMPLATE {copy}"));
     work.is_told(1).await;
